@@ -1,0 +1,314 @@
+"""The optimizer: two backwards, three inner products, one step."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from ngdiff_kernels import BASES, backend_for, state_shapes
+from torch import Tensor
+
+from ngdiff import rules
+from ngdiff.flat import Segment, segments
+from ngdiff.gram import Coefficients, Gram, Losses
+from ngdiff.learning_rate import AutoLearningRate
+
+TASKS = ("retain", "forget")
+DTYPES = (torch.float32, torch.float64)
+
+Probe = Callable[[], Tensor]
+
+
+class StepReport(NamedTuple):
+    """What one step did, as tensors of shape () on the device: looking at them is the only wait.
+
+    Attributes:
+        gram: inner products of the two gradients, float64.
+        coefficients: (c_R, c_F), float64.
+        finite: False if the step was refused and nothing was written.
+    """
+
+    gram: Gram
+    coefficients: Coefficients
+    finite: Tensor
+
+
+class TwoTaskOptimizer(torch.optim.Optimizer):
+    """theta <- theta - lr base(c_R g_R - c_F g_F), with (c_R, c_F) from a combination rule.
+
+    The trainable parameters are moved into one flat buffer and become views of it, so build the optimizer after the model
+    has reached its device and dtype. Backwards inside `task` accumulate; `step` consumes both gradients. A step whose
+    gradients or losses are not finite changes neither parameters nor state; it is counted in `skipped_steps`.
+
+    Args:
+        params: parameters or param groups, as for torch.optim. Frozen parameters are left out.
+        rule: a name (`ngdiff.rules.names()`) or a `Rule`.
+        base: "sgd" or "adamw".
+        lr: a number, or "auto", or an `AutoLearningRate`; the automatic rate is common to all param groups.
+        momentum, nesterov: of SGD.
+        betas, eps: of AdamW.
+        weight_decay: coupled for SGD and decoupled for AdamW, as in torch.optim.
+
+    Raises:
+        ValueError: an argument is out of range, or a trainable parameter is neither float32 nor float64.
+
+    Examples:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = TwoTaskOptimizer(model.parameters(), rule="ngdiff", lr=0.1)
+        >>> for task in ("retain", "forget"):
+        ...     with optimizer.task(task):
+        ...         model(torch.randn(4, 2)).square().mean().backward()
+        >>> optimizer.step()
+
+    Source: arXiv 2410.22086, Algorithm 1.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        rule: str | rules.Rule = "ngdiff",
+        base: str = "sgd",
+        lr: float | str | AutoLearningRate = "auto",
+        *,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ):
+        self.rule = rules.get(rule) if isinstance(rule, str) else rule
+        self.auto = _automatic(lr)
+        self.last_step: StepReport | None = None
+        self._segments: list[list[Segment]] = []  # one list a param group
+        self._ready: set[str] = set()  # tasks that have a gradient since the last step
+        self._open: str | None = None
+        self._steps = 0
+        self._skipped: Tensor | int = 0
+        defaults = {"lr": self.auto.initial if self.auto else lr, "base": base, "momentum": momentum, "nesterov": nesterov}
+        super().__init__(params, defaults | {"betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were refused because a gradient or a loss was not finite. Waits for the device."""
+        return int(self._skipped)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch.optim; moves the group's trainable parameters into flat buffers."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            _validate(group)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        self._segments.append(list(segments(group["params"], TASKS)))
+        for segment in self._segments[-1]:
+            segment.add_state(state_shapes(group))
+            self._publish_state(segment)
+
+    @contextmanager
+    def task(self, name: str) -> Iterator[None]:
+        """Backwards inside this context add to the gradient of one task.
+
+        An exception inside discards what the task has accumulated since the last step.
+
+        Args:
+            name: "retain" or "forget".
+
+        Raises:
+            ValueError: another name.
+            RuntimeError: a task is open already, a gradient lies outside its buffer, or the parameters were moved.
+        """
+        if name not in TASKS:
+            raise ValueError(f"task: unknown task {name!r}; choose one of {', '.join(TASKS)}")
+        if self._open:
+            raise RuntimeError(f"task: {name!r} opened inside {self._open!r}; close that one first")
+        if name not in self._ready:
+            for segment in self._all_segments():
+                segment.gradients[name].zero_()
+        self._ready.discard(name)
+        with ExitStack() as stack:
+            for segment in self._all_segments():
+                segment.attach(name)
+                stack.callback(segment.detach)
+            self._open = name
+            stack.callback(setattr, self, "_open", None)
+            yield
+            for segment in self._all_segments():
+                segment.check_attached(name)
+        self._ready.add(name)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Discard what both tasks have accumulated; not needed after `step`."""
+        self._ready.clear()
+        super().zero_grad(set_to_none)
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        losses: tuple[Tensor, Tensor] | None = None,
+        probe: Probe | None = None,
+    ) -> Any:
+        """Combine the two gradients and take one step.
+
+        Args:
+            closure: runs both tasks and returns a loss, as in torch.optim.
+            losses: (retain, forget), shape (); needed by rules that read them, and a non-finite one refuses the step.
+            probe: evaluates the retain loss at the model's current weights; needed by lr="auto", which calls it three times at
+                a refresh, each with the same random state.
+
+        Returns:
+            What `closure` returned, else None.
+
+        Raises:
+            RuntimeError: a task that the rule reads has no gradient since the last step.
+            ValueError: `probe` or `losses` is missing.
+        """
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        self._check_ready(losses, probe)
+        report = self._combine(losses)
+        if self.auto and self.auto.due(self._steps) and bool(report.finite):
+            assert probe is not None  # by _check_ready
+            self._refresh_and_step(report, probe)
+        else:
+            self._plain_step(report)
+        self._skipped = self._skipped + (~report.finite).long()
+        self._steps += 1
+        self._ready.clear()
+        self.last_step = report
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch.optim, with per-parameter state by torch's names, and the state of the automatic rate beside it."""
+        extra = {"steps": self._steps, "skipped": self.skipped_steps, "auto": self.auto.state_dict() if self.auto else None}
+        return super().state_dict() | {"ngdiff": extra}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch.optim.
+
+        Raises:
+            ValueError: the dict comes from another optimizer, or from one with a fixed rate where this one's is automatic.
+        """
+        extra = state_dict.get("ngdiff")
+        if extra is None or (extra["auto"] is None) != (self.auto is None):
+            raise ValueError(
+                "load_state_dict: the state is not from a TwoTaskOptimizer with the same kind of learning rate; "
+                "build this optimizer with the arguments of the saved one"
+            )
+        super().load_state_dict(state_dict)
+        for segment in self._all_segments():
+            segment.load_state([self.state[p] for p in segment.parameters])
+            self._publish_state(segment)
+        self._steps, self._skipped = extra["steps"], extra["skipped"]
+        if self.auto:
+            self.auto.load_state_dict(extra["auto"])
+
+    def _all_segments(self) -> Iterator[Segment]:
+        return (segment for group in self._segments for segment in group)
+
+    def _publish_state(self, segment: Segment) -> None:
+        """Show the flat state a parameter at a time, so that state_dict() looks as torch's does."""
+        for parameter, state in zip(segment.parameters, segment.state_views(), strict=True):
+            self.state[parameter] = state
+
+    def _check_ready(self, losses: tuple[Tensor, Tensor] | None, probe: Probe | None) -> None:
+        for task in TASKS:
+            if task in self.rule.tasks and task not in self._ready:
+                raise RuntimeError(f"step: no gradient for task {task!r}; call backward inside `with optimizer.task({task!r})`")
+            if task not in self._ready:  # not read by the rule, but it must not carry over from an earlier step
+                for segment in self._all_segments():
+                    segment.gradients[task].zero_()
+        if self.rule.needs_losses and losses is None:
+            raise ValueError(f"step: rule {type(self.rule).__name__} reads the losses; pass losses=(retain_loss, forget_loss)")
+        if self.auto and probe is None:
+            raise ValueError("step: lr='auto' needs probe=, a function that returns the retain loss; or give lr a number")
+
+    def _combine(self, losses: tuple[Tensor, Tensor] | None) -> StepReport:
+        vectors = [backend_for(s.theta.device).gram(s.gradients["retain"], s.gradients["forget"]) for s in self._all_segments()]
+        vector = torch.stack([v.to(vectors[0].device) for v in vectors]).sum(0)
+        finite = vector.isfinite().all()
+        on_device = None
+        if losses is not None:
+            on_device = Losses(*(loss.detach().to(vector) for loss in losses))
+            finite = finite & torch.stack(on_device).isfinite().all()
+        gram = Gram.from_vector(vector)
+        return StepReport(gram, self.rule(gram, on_device), finite)
+
+    def _plain_step(self, report: StepReport) -> None:
+        for group, segment in self._grouped():
+            backend = backend_for(segment.theta.device)
+            backend.step_(*_arguments(segment, report), segment.state, group, group["lr"])
+
+    def _refresh_and_step(self, report: StepReport, probe: Probe) -> None:
+        """Probe along the direction of this step, choose the rate from what was seen, and take the step."""
+        assert self.auto is not None
+        for group, segment in self._grouped():
+            backend_for(segment.theta.device).direction_(*_arguments(segment, report), segment.state, group)
+        lr = self.auto.refresh(self._steps, self.param_groups[0]["lr"], lambda h: self._probe(h, probe))
+        for group, segment in self._grouped():
+            group["lr"] = lr
+            backend_for(segment.theta.device).apply_(segment.theta, segment.gradients["retain"], lr)
+
+    def _probe(self, h: float, probe: Probe) -> float:
+        """The retain loss at theta + h direction. theta is not written: the model looks at another buffer meanwhile."""
+        cuda = {s.theta.device for s in self._all_segments() if s.theta.is_cuda}
+        try:
+            for segment in self._all_segments():
+                out = segment.gradients["forget"]  # no longer needed once the direction is formed
+                backend_for(out.device).probe_(out, segment.theta, segment.gradients["retain"], h)
+                segment.point_at(out)
+            with torch.random.fork_rng(devices=cuda):  # the same dropout mask in every probe of a refresh
+                return float(probe())
+        finally:
+            for segment in self._all_segments():
+                segment.point_at(segment.theta)
+
+    def _grouped(self) -> Iterator[tuple[dict[str, Any], Segment]]:
+        for group, members in zip(self.param_groups, self._segments, strict=True):
+            for segment in members:
+                yield group, segment
+
+
+def _arguments(segment: Segment, report: StepReport) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """theta, g_R, g_F, (c_R, c_F), finite: what direction_ and step_ begin with."""
+    device = segment.theta.device
+    coefficients = torch.stack(report.coefficients).to(device)
+    return segment.theta, segment.gradients["retain"], segment.gradients["forget"], coefficients, report.finite.to(device)
+
+
+def _automatic(lr: float | str | AutoLearningRate) -> AutoLearningRate | None:
+    if isinstance(lr, AutoLearningRate):
+        return lr
+    if isinstance(lr, str):
+        if lr != "auto":
+            raise ValueError(f"lr = {lr!r}: give a number > 0, or 'auto'")
+        return AutoLearningRate()
+    return None
+
+
+def _validate(group: dict[str, Any]) -> None:
+    beta1, beta2 = group["betas"]
+    checks = {
+        f"base = {group['base']!r}: unknown; choose one of {', '.join(BASES)}": group["base"] in BASES,
+        f"lr = {group['lr']}: must be finite and >= 0": math.isfinite(group["lr"]) and group["lr"] >= 0,
+        f"momentum = {group['momentum']}: must be in [0, 1)": 0 <= group["momentum"] < 1,
+        "nesterov = True: needs momentum > 0": not group["nesterov"] or group["momentum"] > 0,
+        f"betas = {group['betas']}: both must be in [0, 1)": 0 <= beta1 < 1 and 0 <= beta2 < 1,
+        f"eps = {group['eps']}: must be > 0": group["eps"] > 0,
+        f"weight_decay = {group['weight_decay']}: must be >= 0": group["weight_decay"] >= 0,
+    }
+    for message, holds in checks.items():
+        if not holds:
+            raise ValueError(message)
+    for parameter in group["params"]:
+        if parameter.requires_grad and parameter.dtype not in DTYPES:
+            raise ValueError(
+                f"params: a trainable parameter of shape {tuple(parameter.shape)} is {parameter.dtype}, in which small updates "
+                "round to nothing; load the model in float32 and compute under torch.autocast"
+            )

@@ -1,0 +1,70 @@
+"""Rules by name, for the command line and configuration files."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, ClassVar, TypeVar
+
+from ngdiff.gram import Coefficients, Gram, Losses
+
+
+class Rule:
+    """A pure function of the Gram matrix and the losses, which never sees a parameter.
+
+    Subclasses are frozen dataclasses that define `__call__`. It must work on batches (any shape) and must not wait for the
+    device, so it branches with `torch.where`.
+
+    Attributes:
+        tasks: the tasks whose gradients the rule reads.
+        needs_losses: whether `losses` must be given.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("retain", "forget")
+    needs_losses: ClassVar[bool] = False
+
+    def __call__(self, gram: Gram, losses: Losses | None = None) -> Coefficients:
+        """(c_R, c_F) for the given Gram matrix."""
+        raise TypeError(f"{type(self).__name__} defines no __call__(gram, losses)")
+
+
+R = TypeVar("R", bound="type[Rule]")
+
+_RULES: dict[str, type[Rule]] = {}
+
+
+def register(name: str) -> Callable[[R], R]:
+    """Class decorator: make a rule available to `get` under `name`.
+
+    Raises:
+        ValueError: another rule has that name.
+    """
+
+    def add(rule: R) -> R:
+        if name in _RULES:
+            raise ValueError(f"register: rule name {name!r} is taken by {_RULES[name].__name__}; choose another")
+        _RULES[name] = rule
+        return rule
+
+    return add
+
+
+def names() -> list[str]:
+    """Names of all registered rules."""
+    return sorted(_RULES)
+
+
+def get(spec: str) -> Rule:
+    """The rule that a string names: "ngdiff", or with the value of its one parameter, "gdiff-0.9".
+
+    Raises:
+        ValueError: unknown name, or a parameter the rule does not take or accept.
+    """
+    if spec in _RULES:
+        return _RULES[spec]()
+    name, _, text = spec.rpartition("-")
+    if name not in _RULES or not fields(_RULES[name]):  # type: ignore[arg-type]
+        raise ValueError(f"rule: unknown name {spec!r}; choose one of {', '.join(names())}, e.g. 'ngdiff' or 'gdiff-0.9'")
+    try:
+        value: Any = float(text)
+    except ValueError:
+        raise ValueError(f"rule: {spec!r} has {text!r} where a number belongs; write e.g. '{name}-0.5'") from None
+    return _RULES[name](value)  # type: ignore[call-arg]
