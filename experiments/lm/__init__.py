@@ -1,0 +1,1 @@
+"""What every benchmark needs of a language model: text to tokens, training, unlearning, scoring, generation."""

@@ -1,0 +1,15 @@
+"""Where a model runs and in which precision it computes."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+
+def default_device() -> torch.device:
+    """The first GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device) -> AbstractContextManager[None]:
+    """bfloat16 computation with float32 weights on a GPU; float32 throughout on the CPU."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")

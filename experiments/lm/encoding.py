@@ -1,0 +1,102 @@
+"""From a question and an answer to token ids, by the template that the model was trained with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from experiments.errors import UserError
+
+SYSTEM = "You are a helpful assistant."
+DATE = "10 Apr 2025"  # Llama-3's template prints a date; a fixed one keeps results reproducible (open-unlearning's choice)
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of prompt and answer; the first `prompt` of them are not scored."""
+
+    ids: tuple[int, ...]
+    prompt: int
+
+
+class Encoder:
+    """A tokenizer and a template.
+
+    Args:
+        tokenizer: of transformers, a fast one.
+        template: "qa" (`Question: ...\\nAnswer: ...`, for base models), "llama2", "chat" (the tokenizer's own), or "auto", which
+            is "chat" where the tokenizer has a chat template and "qa" elsewhere.
+
+    Raises:
+        UserError: unknown template, or "chat" without a chat template, or no end token.
+    """
+
+    def __init__(self, tokenizer: Any, template: str = "auto"):
+        if template == "auto":
+            template = "chat" if tokenizer.chat_template else "qa"
+        if template not in TEMPLATES:
+            raise UserError(f"--template: unknown template {template!r}; choose one of auto, {', '.join(TEMPLATES)}")
+        if template == "chat" and not tokenizer.chat_template:
+            raise UserError("--template: 'chat' needs a tokenizer with a chat template, and this one has none; use 'qa'")
+        if tokenizer.eos_token_id is None:
+            raise UserError("--model: its tokenizer has no end-of-sequence token, which TOFU scores; choose another model")
+        self.tokenizer = tokenizer
+        self.template = template
+        self.eos = int(tokenizer.eos_token_id)
+        # Padding is masked by lengths, never by comparing ids, so that pad = eos hides no real end token.
+        self.pad = int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else self.eos
+        self._prompt_ids = lru_cache(maxsize=8192)(self._encode_prompt)
+
+    def prompt_ids(self, question: str) -> tuple[int, ...]:
+        """What generation starts from."""
+        return self._prompt_ids(question)
+
+    def example(self, question: str, answer: str) -> Example:
+        """Prompt, answer and end token; the answer and the end token are scored.
+
+        The text is tokenised as one piece. Where that merges the last token of the prompt with the answer, the merged token is
+        scored too.
+        """
+        prompt_text, separator = TEMPLATES[self.template](self.tokenizer, question)
+        ids = self._encode(prompt_text + separator + answer)
+        if not ids or ids[-1] != self.eos:
+            ids = (*ids, self.eos)
+        prompt = self.prompt_ids(question)
+        common = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids) - 1))
+        return Example(ids, common)
+
+    def decode(self, ids: list[int]) -> str:
+        """Generated ids as text, special tokens dropped, stripped."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def _encode_prompt(self, question: str) -> tuple[int, ...]:
+        return self._encode(TEMPLATES[self.template](self.tokenizer, question)[0])
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        bos = self.tokenizer.bos_token_id
+        return tuple(ids) if bos is None or (ids and ids[0] == bos) else (bos, *ids)
+
+
+def _qa(tokenizer: Any, question: str) -> tuple[str, str]:
+    return f"Question: {question}\nAnswer:", " "
+
+
+def _llama2(tokenizer: Any, question: str) -> tuple[str, str]:
+    return f"[INST] {question} [/INST]", ""
+
+
+def _chat(tokenizer: Any, question: str) -> tuple[str, str]:
+    from jinja2 import TemplateError
+
+    user = {"role": "user", "content": question}
+    options = {"tokenize": False, "add_generation_prompt": True, "date_string": DATE}
+    try:
+        return tokenizer.apply_chat_template([{"role": "system", "content": SYSTEM}, user], **options), ""
+    except TemplateError:  # templates such as Gemma's and Mistral's refuse a system turn
+        return tokenizer.apply_chat_template([user], **options), ""
+
+
+# tokenizer, question -> (prompt, separator); the separator belongs to the answer, because byte-level tokenizers
+# attach a space to the word after it.
+TEMPLATES: dict[str, Callable[[Any, str], tuple[str, str]]] = {"qa": _qa, "llama2": _llama2, "chat": _chat}

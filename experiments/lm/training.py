@@ -1,0 +1,98 @@
+"""Fine-tuning on question-answer pairs."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from experiments.lm.batches import collate, shuffled_batches
+from experiments.lm.devices import autocast
+from experiments.lm.encoding import Example
+from ngdiff import objectives
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """AdamW with a linear warm-up and a cosine decay to zero.
+
+    Attributes:
+        epochs, batch: passes over the rows, rows a step.
+        lr: the peak learning rate.
+        warmup: share of the steps that the warm-up takes.
+        weight_decay, betas: of AdamW.
+        clip: largest norm of the gradient.
+    """
+
+    epochs: int
+    batch: int
+    lr: float
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+
+    def factor(self, step: int, steps: int) -> float:
+        """Learning rate at `step` of `steps`, relative to the peak."""
+        return min(1.0, (step + 1) / max(1.0, self.warmup * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+FROM_SCRATCH = Schedule(epochs=20, batch=8, lr=2e-3)
+# TOFU's settings for pretrained models: 5 epochs, batch 32, weight decay 0.01, one epoch of warm-up.
+PRETRAINED = Schedule(epochs=5, batch=32, lr=1e-5, warmup=0.2, weight_decay=0.01, betas=(0.9, 0.999))
+
+
+def finetune(
+    model: Any,
+    examples: Sequence[Example],
+    pad: int,
+    schedule: Schedule,
+    generator: torch.Generator,
+    on_step: Callable[[int, int], None] = lambda step, steps: None,
+) -> int:
+    """Minimise the NLL of the answers, in place.
+
+    Args:
+        model: of transformers, on its device.
+        examples: the rows.
+        pad: id to pad with.
+        schedule: how long and how fast.
+        generator: decides the order of the rows; on the CPU.
+        on_step: called after each step with (steps done, steps in all).
+
+    Returns:
+        Number of tokens seen, padding left out.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the weights are as before that step.
+    """
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), schedule.lr, schedule.betas, weight_decay=schedule.weight_decay)
+    lengths = [len(example.ids) for example in examples]
+    steps = schedule.epochs * math.ceil(len(examples) / schedule.batch)
+    step = 0
+    for _ in range(schedule.epochs):
+        for indices in shuffled_batches(lengths, schedule.batch, generator):
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.lr * schedule.factor(step, steps)
+            loss = answer_loss(model, [examples[i] for i in indices], pad)
+            if not math.isfinite(loss.item()):
+                raise FloatingPointError(f"fine-tuning: loss {loss.item()} at step {step} of {steps}; lower the learning rate")
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            on_step(step, steps)
+    model.eval()
+    return schedule.epochs * sum(lengths)
+
+
+def answer_loss(model: Any, examples: Sequence[Example], pad: int) -> torch.Tensor:
+    """Mean NLL of the answers' tokens in one batch, shape ()."""
+    batch = collate(examples, pad, model.device)
+    labels = batch.pop("labels")
+    with autocast(model.device):
+        logits = model(**batch, use_cache=False).logits
+    return objectives.nll(logits, labels)
