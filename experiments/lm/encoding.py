@@ -24,8 +24,8 @@ class Encoder:
 
     Args:
         tokenizer: of transformers, a fast one.
-        template: "qa" (`Question: ...\\nAnswer: ...`, for base models), "llama2", "chat" (the tokenizer's own), or "auto", which
-            is "chat" where the tokenizer has a chat template and "qa" elsewhere.
+        template: "qa" (`Question: ...\\nAnswer: ...`, for base models), "llama2", "chat" (the tokenizer's own), or "auto":
+            "chat" where the tokenizer has a chat template and "qa" elsewhere.
 
     Raises:
         UserError: unknown template, or "chat" without a chat template, or no end token.

@@ -1,11 +1,15 @@
 """Language models: small Llamas from scratch, with a tokenizer of their own, or pretrained ones."""
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from experiments.errors import UserError
 
@@ -82,45 +86,69 @@ def load_tokenizer(source: str | Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    try:
+    with _loading(source):
         return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+
+
+def check_vocabulary(source: str, tokenizer: Any) -> None:
+    """Refuse a model that has no embedding for some of the tokenizer's ids, before its weights are loaded.
+
+    Raises:
+        UserError: the vocabulary does not fit, or the folder or hub id holds no model.
+    """
+    rows = int(_config(source).vocab_size)
+    if len(tokenizer) > rows:
         raise UserError(
-            f"--model: no tokenizer at {str(source)!r} ({first_line(error)}); give a hub id or a model folder"
-        ) from None
+            f"--model: the tokenizer of {source!r} has {len(tokenizer)} tokens and the model embeds {rows}; "
+            "give a model and tokenizer that belong together"
+        )
 
 
-def load_model(source: str | Path, tokenizer: Any, device: torch.device) -> Any:
+def positions(source: str | None, size: str) -> int:
+    """How many tokens a row may have: of the pretrained model, or of the size trained from scratch."""
+    if source is None:
+        return SIZES[size].positions
+    return int(getattr(_config(source), "max_position_embeddings", sys.maxsize))
+
+
+def load_model(source: str | Path, device: torch.device) -> Any:
     """A causal language model with float32 weights on `device`, in evaluation mode.
 
     float32, because an update of size lr d is lost in the rounding of bfloat16 weights; on a GPU the model computes in
     bfloat16 by autocast.
 
     Raises:
-        UserError: it cannot be loaded, or the tokenizer knows ids that the model has no embedding for.
+        UserError: it cannot be loaded.
     """
     from transformers import AutoModelForCausalLM
 
+    with _loading(source):
+        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).to(device).eval()
+
+
+def parameter_count(folder: Path) -> int:
+    """Number of stored weights in a model folder; tied ones count once."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
+    return total
+
+
+def _config(source: str) -> Any:
+    from transformers import AutoConfig
+
+    with _loading(source):
+        return AutoConfig.from_pretrained(source).get_text_config()
+
+
+@contextmanager
+def _loading(source: str | Path) -> Iterator[None]:
+    """Whatever transformers raises for a missing or broken model becomes one line."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"--model: no model at {str(source)!r} ({first_line(error)}); give a hub id or a model folder"
-        ) from None
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise UserError(
-            f"--model: the tokenizer at {str(source)!r} has {len(tokenizer)} tokens and the model embeds {rows}; "
-            "give a model and tokenizer that belong together"
-        )
-    return model.to(device).eval()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, for a message of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def describe(size: Size) -> dict[str, Any]:
-    """A size as plain values, for hashes and configuration files."""
-    return asdict(size)
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"--model: {str(source)!r} cannot be loaded ({reason}); give a hub id or a model folder") from None

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def unlearn(
                 loss = answer_loss(model, examples, pad)
                 loss.backward()
             losses.append(loss.detach())
-        optimizer.step(losses=(losses[0], losses[1]), probe=lambda rows=retain_rows: answer_loss(model, rows, pad))
+        optimizer.step(losses=(losses[0], losses[1]), probe=partial(answer_loss, model, retain_rows, pad))
         yield _record(step, losses, optimizer)
         on_step(step + 1, steps)
     model.eval()

@@ -1,0 +1,109 @@
+"""The command line: `python -m experiments`."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from experiments.errors import UserError
+
+# typer exports only this subclass of the error that every wrong option raises.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Unlearning experiments.")
+
+
+@app.callback()
+def experiments() -> None:
+    """Unlearning experiments."""
+
+
+@app.command()
+def tofu(
+    data: Annotated[str, typer.Option(help="'synthetic', 'hub' (locuslab/TOFU), or a folder of json files.")] = "synthetic",
+    preset: Annotated[str, typer.Option(help="mini (20 authors, forget 2), forget01, forget05 or forget10.")] = "mini",
+    model: Annotated[
+        str | None, typer.Option(help="Hub id or folder of a pretrained model. Default: train from scratch.")
+    ] = None,
+    template: Annotated[str, typer.Option(help="Prompt template: auto, qa, llama2 or chat.")] = "auto",
+    size: Annotated[str, typer.Option(help="Size of the model trained from scratch: 1m, 3m, 12m or 100m.")] = "1m",
+    epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning. Default: 20 from scratch, 5 pretrained.")] = None,
+    finetune_batch: Annotated[int | None, typer.Option(help="Rows a step. Default: 8 from scratch, 32 pretrained.")] = None,
+    finetune_lr: Annotated[float | None, typer.Option(help="Peak rate. Default: 2e-3 from scratch, 1e-5 pretrained.")] = None,
+    methods: Annotated[
+        str, typer.Option(help="Rules, separated by commas, each with an optional @rate or @auto.")
+    ] = "ngdiff,ga,gdiff-0.9,gdiff-0.5,gdiff-0.1,lossnorm",
+    bases: Annotated[str, typer.Option(help="Base optimizers, separated by commas: adamw, sgd, momentum.")] = "adamw",
+    rates: Annotated[str, typer.Option(help="Learning rates to try for methods without their own; the best is kept.")] = "",
+    steps: Annotated[int, typer.Option(help="Steps of unlearning.")] = 120,
+    batch: Annotated[int, typer.Option(help="Rows a task in each step.")] = 16,
+    new_tokens: Annotated[int, typer.Option(help="Length of a generation at most.")] = 200,
+    eval_rows: Annotated[int | None, typer.Option(help="Rows a set to evaluate. Default: all.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Output folder. Default: runs/tofu-<preset>-<data>-<seed>.")] = None,
+) -> None:
+    """Fine-tune, unlearn, evaluate by TOFU's metrics and report. The same command continues an interrupted run."""
+    # Imported here, so that --help does not wait for transformers.
+    from experiments.progress import Progress
+    from experiments.tofu.run import TofuRun
+    from experiments.tofu.settings import Settings
+    from experiments.tofu.table import results_table
+
+    settings = Settings(
+        data=data,
+        preset=preset,
+        model=model,
+        template=template,
+        size=size,
+        epochs=epochs,
+        finetune_batch=finetune_batch,
+        finetune_lr=finetune_lr,
+        methods=_split(methods),
+        bases=_split(bases),
+        rates=_split(rates, _rate),
+        steps=steps,
+        batch=batch,
+        new_tokens=new_tokens,
+        eval_rows=eval_rows,
+        seed=seed,
+    )
+    source = data if data in ("synthetic", "hub") else Path(data).resolve().name
+    folder = out or Path("runs") / f"tofu-{preset}-{source}-{seed}"
+    console = Console()
+    results = TofuRun(settings, folder, Progress(console)).run()
+    console.print(results_table(results))
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    """Run the command line. What the user can mend is one line on stderr and exit status 2."""
+    try:
+        status: Any = app(standalone_mode=False)
+    except UserError as error:
+        status = _complain(str(error))
+    except UsageError as error:
+        status = _complain(error.format_message())  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
+        print("\ninterrupted: the same command continues at the first unfinished stage", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+def _complain(message: str) -> int:
+    # One line whatever the message quotes: a path or a value may hold line ends or terminal escapes.
+    print("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in message), file=sys.stderr)
+    return 2
+
+
+def _split(text: str, convert: Callable[[str], Any] = str) -> tuple[Any, ...]:
+    return tuple(convert(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _rate(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"--rates: found {text!r}; give numbers > 0 separated by commas, e.g. 1e-4,3e-4") from None

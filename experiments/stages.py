@@ -1,0 +1,108 @@
+"""Stages: named pieces of a run, kept in folders that are whole or absent, and found again by a hash of their inputs."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+SOURCES = ("ngdiff", "ngdiff_kernels", "experiments")
+NOT_AN_INPUT = "report"  # how results are shown changes none of them
+
+
+class Stages:
+    """The stages under one folder.
+
+    Args:
+        root: folder that holds a folder for each finished stage.
+        common: inputs of every stage, such as the versions of the libraries.
+
+    Attributes:
+        seconds: stage name -> wall time, for all stages asked for; of cached ones, what they took when they were computed.
+        computed: names of the stages that were not cached.
+    """
+
+    def __init__(self, root: Path, common: Mapping[str, Any]):
+        self.root = root
+        self.common = dict(common)
+        self.seconds: dict[str, float] = {}
+        self.computed: list[str] = []
+
+    def run(self, name: str, inputs: Mapping[str, Any], compute: Callable[[Path], None]) -> Path:
+        """The folder of a finished stage, computed now unless it is there already.
+
+        `compute` writes into a temporary folder, which gets its final name only when everything is on disk: an interrupted
+        stage leaves nothing that could be taken for a result.
+
+        Args:
+            name: of the stage, also the beginning of its folder's name.
+            inputs: all that the result depends on, as JSON values; a folder of another stage enters by its name.
+            compute: writes the files of the stage into the folder it is given.
+        """
+        key = json_hash({"inputs": dict(inputs), "common": self.common})
+        final = self.root / f"{name}-{key[:16]}"
+        if not final.is_dir():
+            temporary = self.root / f".{final.name}.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            start = time.monotonic()
+            compute(temporary)
+            write_json(temporary / "stage.json", {"name": name, "inputs": inputs, "seconds": time.monotonic() - start})
+            for path in temporary.rglob("*"):
+                if path.is_file():
+                    _sync(path)
+            os.replace(temporary, final)
+            _sync(self.root)
+            self.computed.append(name)
+        self.seconds[name] = read_json(final / "stage.json")["seconds"]
+        return final
+
+
+def code_hash(root: Path) -> str:
+    """SHA-256 of the project's Python sources, so that a stage computed by other code is not taken for this one's."""
+    digest = hashlib.sha256()
+    folders = {"ngdiff_kernels": root / "kernels" / "ngdiff_kernels"}
+    for package in SOURCES:
+        for path in sorted(folders.get(package, root / package).rglob("*.py")):
+            if NOT_AN_INPUT not in path.parts:
+                digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def json_hash(value: Any) -> str:
+    """SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is whole or absent: under a temporary name first, then renamed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that is whole or absent; a NaN is an error."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

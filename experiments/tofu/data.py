@@ -1,0 +1,183 @@
+"""TOFU's rows, checked, and arranged for one run: what to train on, forget, keep and evaluate."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from experiments.errors import UserError
+from experiments.tofu.metrics import AUTHOR_SETS, OPTION_SETS
+from experiments.tofu.sources import RawRow, Source, content_hash
+
+
+@dataclass(frozen=True)
+class Row:
+    """A question and its answer. Rows are equal if both are: two questions of the benchmark are the same."""
+
+    question: str
+    answer: str
+    place: str = field(compare=False)
+
+
+@dataclass(frozen=True)
+class EvaluationRow(Row):
+    """A row with the answers that the truth ratio compares.
+
+    Attributes:
+        right: the paraphrased answer; in sets of options the answer itself.
+        wrong: the wrong answers.
+    """
+
+    right: str
+    wrong: tuple[str, ...]
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All answers to score: the answer, the right one, the wrong ones."""
+        return (self.answer, self.right, *self.wrong)
+
+
+@dataclass(frozen=True)
+class TofuData:
+    """The rows of one preset.
+
+    Attributes:
+        forget, retain: training rows of the two tasks; the model is first fine-tuned on both.
+        evaluation: set name -> rows.
+        sha256: config name -> hash of the rows read.
+    """
+
+    forget: tuple[Row, ...]
+    retain: tuple[Row, ...]
+    evaluation: dict[str, tuple[EvaluationRow, ...]]
+    sha256: dict[str, str]
+
+    @property
+    def train(self) -> tuple[Row, ...]:
+        """All training rows, retain first, as in the benchmark's `full`."""
+        return self.retain + self.forget
+
+
+def load(source: Source, preset: str) -> TofuData:
+    """Read and check all rows of a preset.
+
+    Args:
+        source: where the rows come from.
+        preset: "mini" (20 authors, of whom 2 are forgotten), or "forget01", "forget05", "forget10" (the full benchmark).
+
+    Raises:
+        UserError: unknown preset; a config is missing, empty or malformed; forget and retain overlap.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"--preset: unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    reader = _Reader(source)
+    forget, retain, evaluation = PRESETS[preset](reader)
+    _refuse_overlap(forget, retain)
+    for name in OPTION_SETS:
+        evaluation[name] = reader.evaluation(f"{name}_perturbed", "answer")
+    return TofuData(forget, retain, evaluation, reader.sha256)
+
+
+class _Reader:
+    """Reads configs, checks every row and keeps the hashes of what was read."""
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.sha256: dict[str, str] = {}
+
+    def rows(self, config: str) -> tuple[Row, ...]:
+        return tuple(Row(_text(raw, "question"), _text(raw, "answer"), raw.place) for raw in self._raw(config))
+
+    def evaluation(self, config: str, right: str) -> tuple[EvaluationRow, ...]:
+        return tuple(
+            EvaluationRow(
+                _text(raw, "question"), _text(raw, "answer"), raw.place, _text(raw, right), _texts(raw, "perturbed_answer")
+            )
+            for raw in self._raw(config)
+        )
+
+    def _raw(self, config: str) -> list[RawRow]:
+        raw = self.source.rows(config)
+        if not raw:
+            raise UserError(f"--data: {self.source.name} has no rows in {config!r}; the split must not be empty")
+        self.sha256[config] = content_hash(raw)
+        return raw
+
+
+Split = tuple[tuple[Row, ...], tuple[Row, ...], dict[str, tuple[EvaluationRow, ...]]]
+
+
+def _mini(reader: _Reader) -> Split:
+    """The 20 authors of forget10; its last two, forget01, are forgotten and the others retained and evaluated."""
+    everything, forget = reader.rows("forget10"), reader.rows("forget01")
+    perturbed = reader.evaluation("forget10_perturbed", "paraphrased_answer")
+    for row in forget:
+        if row not in everything:
+            raise UserError(
+                f"{row.place}: not a row of forget10, found question {row.question[:60]!r}; use files of one release"
+            )
+    forgotten = set(map(_key, forget))
+    retain = tuple(row for row in everything if _key(row) not in forgotten)
+    if not retain:
+        raise UserError("--data: forget01 holds every row of forget10, so nothing is left to retain; use files of one release")
+    evaluation = {
+        "forget": tuple(row for row in perturbed if _key(row) in forgotten),
+        "retain": tuple(row for row in perturbed if _key(row) not in forgotten),
+    }
+    for name in AUTHOR_SETS:
+        if not evaluation[name]:
+            raise UserError(f"--data: forget10_perturbed has no row of the {name} set; use files of one release")
+    return forget, retain, evaluation
+
+
+def _full(percent: int) -> Callable[[_Reader], Split]:
+    """The benchmark's own split: forget this share of the 200 authors, retain the others."""
+
+    def read(reader: _Reader) -> Split:
+        name = f"forget{percent:02d}"
+        evaluation = {
+            "forget": reader.evaluation(f"{name}_perturbed", "paraphrased_answer"),
+            "retain": reader.evaluation("retain_perturbed", "paraphrased_answer"),
+        }
+        return reader.rows(name), reader.rows(f"retain{100 - percent}"), evaluation
+
+    return read
+
+
+PRESETS: dict[str, Callable[[_Reader], Split]] = {"mini": _mini} | {f"forget{p:02d}": _full(p) for p in (1, 5, 10)}
+
+
+def _key(row: Row) -> tuple[str, str]:
+    return row.question, row.answer
+
+
+def _refuse_overlap(forget: Sequence[Row], retain: Sequence[Row]) -> None:
+    places = {_key(row): row.place for row in retain}
+    for row in forget:
+        if _key(row) in places:
+            raise UserError(
+                f"{row.place}: forget and retain overlap, found {row.question[:60]!r} at {places[_key(row)]} too; remove one of the two"
+            )
+
+
+def _text(raw: RawRow, name: str) -> str:
+    return _checked(raw, name, raw.fields.get(name))
+
+
+def _texts(raw: RawRow, name: str) -> tuple[str, ...]:
+    values = raw.fields.get(name)
+    if not isinstance(values, list) or not values:
+        raise UserError(f"{raw.place}: field {name!r} must be a list of texts, found {values!r:.60}; repair the row")
+    return tuple(_checked(raw, name, value) for value in values)
+
+
+def _checked(raw: RawRow, name: str, value: Any) -> str:
+    """The value, if it is a text that can be tokenised and is not blank."""
+    if name not in raw.fields:
+        raise UserError(f"{raw.place}: field {name!r} is missing, found {', '.join(map(repr, raw.fields))}; repair the row")
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{raw.place}: field {name!r} must be a text that is not empty, found {value!r:.60}; repair the row")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{raw.place}: field {name!r} holds a lone surrogate, found {value!a:.60}; repair the row") from None
+    return value

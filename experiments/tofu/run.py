@@ -1,0 +1,272 @@
+"""A TOFU run from data to report: fine-tune, fine-tune the reference, unlearn by every method, evaluate everything."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from experiments import manifest, report
+from experiments.errors import UserError
+from experiments.lm import models
+from experiments.lm.devices import default_device
+from experiments.lm.encoding import Encoder, Example
+from experiments.lm.scoring import answer_nll
+from experiments.lm.training import FROM_SCRATCH, PRETRAINED, Schedule, finetune
+from experiments.lm.unlearning import Method, unlearn
+from experiments.output import Output
+from experiments.progress import Progress
+from experiments.stages import Stages, code_hash, read_json, write_json, write_text
+from experiments.tofu.data import EvaluationRow, Row, TofuData, load
+from experiments.tofu.evaluate import evaluate
+from experiments.tofu.metrics import AUTHOR_SETS, ScoredRow, forget_quality, summary
+from experiments.tofu.settings import Settings
+from experiments.tofu.sources import open_source
+
+BEFORE, REFERENCE = "before", "retain-only"
+
+
+class TofuRun:
+    """One run. Building it checks every input and writes nothing; `run` does the work.
+
+    Args:
+        settings: what to do.
+        out: folder for everything that the run leaves.
+        progress: shows what is being done.
+
+    Raises:
+        UserError: an input is bad, or the folder cannot be used.
+    """
+
+    def __init__(self, settings: Settings, out: Path, progress: Progress):
+        self.settings = settings
+        self.progress = progress
+        self.device = default_device()
+        self.output = Output(out, settings.as_dict())
+        self.data = _limited(load(open_source(settings.data, settings.seed), settings.preset), settings.eval_rows)
+        self.encoder = self._encoder()
+        self._check_lengths()
+        common = {"code": code_hash(manifest.ROOT), "versions": manifest.versions(), "device": self.device.type}
+        self.stages = Stages(self.output.folder / "stages", common | {"data": self.data.sha256, "seed": settings.seed})
+
+    def run(self) -> dict[str, Any]:
+        """Compute what is not there yet, write results and report, and return the results."""
+        self.output.create()
+        start = self._initial_model()
+        full = self._finetune("finetune-all", start, self.data.train)
+        retain_only = self._finetune("finetune-retain", start, self.data.retain)
+        reference = self._evaluate(REFERENCE, retain_only)
+        entries = [
+            self._entry(BEFORE, "start", None, self._evaluate(BEFORE, full), reference),
+            self._entry(REFERENCE, "reference", None, reference, None),
+        ]
+        steps: list[dict[str, Any]] = []
+        for name, trials in self.settings.trials().items():
+            folder, method = self._best_trial(name, full, trials)
+            records = _read_lines(folder / "metrics.jsonl")
+            steps += [{"method": name, **record} for record in records]
+            method["skipped_steps"] = sum(not record["finite"] for record in records)
+            entries.append(self._entry(name, "method", method, self._evaluate(name, folder), reference))
+        return self._write({"settings": self.settings.as_dict(), "models": entries}, steps)
+
+    # Inputs
+
+    def _encoder(self) -> Encoder:
+        """The tokenizer: trained on the rows, or the pretrained model's own."""
+        if self.settings.model is None:
+            texts = [text for row in self.data.train for text in (row.question, row.answer)]
+            tokenizer = models.train_tokenizer(texts, models.SIZES[self.settings.size].vocabulary)
+        else:
+            tokenizer = models.load_tokenizer(self.settings.model)
+            models.check_vocabulary(self.settings.model, tokenizer)
+        return Encoder(tokenizer, self.settings.template)
+
+    def _check_lengths(self) -> None:
+        """Refuse a row that the model has no positions for, instead of cutting it."""
+        limit = models.positions(self.settings.model, self.settings.size)
+        for rows in (self.data.train, *self.data.evaluation.values()):
+            for row in rows:
+                answers = row.answers if isinstance(row, EvaluationRow) else (row.answer,)
+                longest = max(len(self.encoder.example(row.question, answer).ids) for answer in answers)
+                longest = max(longest, len(self.encoder.prompt_ids(row.question)) + self.settings.new_tokens)
+                if longest > limit:
+                    raise UserError(
+                        f"{row.place}: needs {longest} tokens and the model has {limit} positions; shorten or drop it"
+                    )
+
+    def _examples(self, rows: Sequence[Row]) -> list[Example]:
+        return [self.encoder.example(row.question, row.answer) for row in rows]
+
+    def _schedule(self) -> Schedule:
+        s, schedule = self.settings, FROM_SCRATCH if self.settings.model is None else PRETRAINED
+        changes = {"epochs": s.epochs, "batch": s.finetune_batch, "lr": s.finetune_lr}
+        return replace(schedule, **{name: value for name, value in changes.items() if value is not None})
+
+    # Stages
+
+    def _initial_model(self) -> Path | str:
+        """Folder of the model from scratch, or the name of the pretrained one."""
+        if self.settings.model is not None:
+            return self.settings.model
+        size = models.SIZES[self.settings.size]
+
+        def compute(folder: Path) -> None:
+            torch.manual_seed(_seed(self.settings.seed, "model"))
+            self._save(models.build_llama(size, self.encoder.tokenizer), folder)
+
+        return self.stages.run("model", {"size": asdict(size)}, compute)
+
+    def _finetune(self, name: str, start: Path | str, rows: Sequence[Row]) -> Path:
+        schedule = self._schedule()
+
+        def compute(folder: Path) -> None:
+            model = models.load_model(start, self.device)
+            generator = torch.Generator().manual_seed(_seed(self.settings.seed, "finetune"))
+            torch.manual_seed(_seed(self.settings.seed, name))  # dropout, in models that have it
+            with self.progress.task(name) as on_step:
+                tokens = finetune(model, self._examples(rows), self.encoder.pad, schedule, generator, on_step)
+            self._save(model, folder)
+            write_json(folder / "training.json", {"tokens": tokens})
+
+        inputs = {"start": _name(start), "schedule": asdict(schedule), "rows": [row.place for row in rows]}
+        return self.stages.run(name, inputs | {"template": self.encoder.template}, compute)
+
+    def _unlearn(self, start: Path, method: Method) -> Path:
+        s = self.settings
+        name = f"unlearn-{method.rule}-{method.base}-{method.lr}"
+
+        def compute(folder: Path) -> None:
+            model = models.load_model(start, self.device)
+            generator = torch.Generator().manual_seed(_seed(s.seed, "unlearn"))  # equal batches for every method
+            torch.manual_seed(_seed(s.seed, "unlearn"))
+            forget, retain = self._examples(self.data.forget), self._examples(self.data.retain)
+            with self.progress.task(name) as on_step:
+                records = list(unlearn(model, forget, retain, self.encoder.pad, method, s.steps, s.batch, generator, on_step))
+            self._save(model, folder)
+            write_text(folder / "metrics.jsonl", _lines(records))
+
+        return self.stages.run(
+            name, {"start": start.name, "method": asdict(method), "steps": s.steps, "batch": s.batch}, compute
+        )
+
+    def _evaluate(self, name: str, folder: Path) -> dict[str, list[ScoredRow]]:
+        def compute(target: Path) -> None:
+            model = models.load_model(folder, self.device)
+            with self.progress.spinner(f"evaluate-{name}") as on_part:
+                scored = evaluate(model, self.encoder, self.data.evaluation, self.settings.new_tokens, on_part)
+            write_json(target / "rows.json", {key: [asdict(row) for row in rows] for key, rows in scored.items()})
+
+        rows = {key: len(members) for key, members in self.data.evaluation.items()}
+        inputs = {"model": folder.name, "rows": rows, "new_tokens": self.settings.new_tokens, "template": self.encoder.template}
+        stored = read_json(self.stages.run(f"evaluate-{_slug(name)}", inputs, compute) / "rows.json")
+        return {
+            key: [ScoredRow(**row | {"nll_wrong": tuple(row["nll_wrong"])}) for row in rows] for key, rows in stored.items()
+        }
+
+    def _best_trial(self, name: str, start: Path, trials: Sequence[Method]) -> tuple[Path, dict[str, Any]]:
+        """The folder of the best learning rate, and what was tried.
+
+        Best is the largest of min(share of the retain probability kept, share of the forget probability lost). It looks at the
+        evaluation rows themselves, which favours every method that has a grid.
+        """
+        folders = [self._unlearn(start, method) for method in trials]
+        tried: list[dict[str, Any]] = []
+        if len(trials) > 1:
+            before = self._probabilities(start)
+            for method, folder in zip(trials, folders, strict=True):
+                after = self._probabilities(folder)
+                score = min(after["retain"] / before["retain"], 1 - after["forget"] / before["forget"])
+                probabilities = {f"{key}_probability": value for key, value in after.items()}
+                tried.append({"learning_rate": method.lr, "score": score} | probabilities)
+        best = max(range(len(tried)), key=lambda i: tried[i]["score"]) if tried else 0
+        method = trials[best]
+        entry = {"rule": method.rule, "base": method.base, "learning_rate": method.lr, "steps": self.settings.steps}
+        return folders[best], entry | {"tried": tried}
+
+    def _probabilities(self, folder: Path) -> dict[str, float]:
+        """Mean answer probability on the forget and the retain set."""
+
+        def compute(target: Path) -> None:
+            model = models.load_model(folder, self.device)
+            with self.progress.spinner(f"probe-{folder.name}"):
+                nll = {
+                    key: answer_nll(model, self._examples(self.data.evaluation[key]), self.encoder.pad) for key in AUTHOR_SETS
+                }
+            write_json(
+                target / "probabilities.json", {key: fmean(torch.tensor(v).neg().exp().tolist()) for key, v in nll.items()}
+            )
+
+        return read_json(self.stages.run("probe", {"model": folder.name}, compute) / "probabilities.json")
+
+    def _save(self, model: Any, folder: Path) -> None:
+        model.save_pretrained(folder)
+        self.encoder.tokenizer.save_pretrained(folder)
+
+    # Results
+
+    def _entry(
+        self,
+        name: str,
+        kind: str,
+        method: dict[str, Any] | None,
+        scored: Mapping[str, Sequence[ScoredRow]],
+        reference: Mapping[str, Sequence[ScoredRow]] | None,
+    ) -> dict[str, Any]:
+        quality: dict[str, Any] = {"forget_quality": None, "log10_forget_quality": None, "ks_statistic": None}
+        if reference is not None:
+            quality = forget_quality(scored["forget"], reference["forget"])
+        rows = {key: [row.as_dict(key) for row in members] for key, members in scored.items()}
+        return {"name": name, "kind": kind, "method": method, "metrics": summary(scored) | quality, "rows": rows}
+
+    def _write(self, results: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, Any]:
+        out = self.output.folder
+        made_with = self._manifest()
+        write_json(out / "results.json", results)
+        write_text(out / "metrics.jsonl", _lines(steps))
+        write_json(out / "manifest.json", made_with)
+        write_text(out / "report.html", report.render(results, steps, made_with))
+        return results
+
+    def _manifest(self) -> dict[str, Any]:
+        seconds = self.stages.seconds
+        finetuned = [path for path in (self.output.folder / "stages").glob("finetune-*/") if (path / "training.json").is_file()]
+        tokens = sum(read_json(path / "training.json")["tokens"] for path in finetuned)
+        time = sum(read_json(path / "stage.json")["seconds"] for path in finetuned)
+        return manifest.manifest(
+            self.device,
+            seed=self.settings.seed,
+            data_sha256=self.data.sha256,
+            parameters=models.parameter_count(finetuned[0]),
+            wall_seconds=round(sum(seconds.values()), 1),
+            finetune_tokens_per_second=round(tokens / time),
+            stages=[{"name": name, "seconds": round(value, 2)} for name, value in seconds.items()],
+        )
+
+
+def _limited(data: TofuData, rows: int | None) -> TofuData:
+    return replace(data, evaluation={name: members[:rows] for name, members in data.evaluation.items()})
+
+
+def _seed(seed: int, purpose: str) -> int:
+    """A seed of its own for every purpose, so that adding a stage changes no other one."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{purpose}".encode()).digest()[:4], "big")
+
+
+def _name(start: Path | str) -> str:
+    return start.name if isinstance(start, Path) else start
+
+
+def _slug(name: str) -> str:
+    return name.replace(" ", "-").replace("@", "-at-")
+
+
+def _lines(records: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,123 @@
+"""What a TOFU run depends on, checked before anything is loaded or written."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from experiments.errors import UserError
+from experiments.lm.models import SIZES
+from experiments.lm.unlearning import BASES, Method
+from experiments.tofu.data import PRESETS
+from ngdiff import rules
+
+AUTO = "auto"
+# One rate a base for the methods without an automatic one, when no grid is asked for.
+DEFAULT_RATES = {"adamw": (1e-4,), "sgd": (1e-1,), "momentum": (1e-2,)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All inputs of a run but the folder it writes to. Field names are the options of the command line.
+
+    Attributes:
+        data: "synthetic", "hub" or a folder of json files.
+        preset: rows to use, see `data.PRESETS`.
+        model: hub id or folder of a pretrained model; None trains one from scratch.
+        template: of the prompt, see `encoding.TEMPLATES`.
+        size: of the model trained from scratch, see `models.SIZES`.
+        epochs, finetune_batch, finetune_lr: fine-tuning; None takes the schedule of the kind of model.
+        methods: rules, each with an optional "@rate": "ngdiff", "ngdiff@auto", "ga@1e-4".
+        bases: base optimizers.
+        rates: learning rates to try for the methods without one; the best is kept. Empty takes the default of the base.
+        steps, batch: of unlearning; `batch` rows a task.
+        new_tokens: length of a generation at most.
+        eval_rows: rows a set to evaluate, from the first; None takes all.
+        seed: of everything random.
+    """
+
+    data: str = "synthetic"
+    preset: str = "mini"
+    model: str | None = None
+    template: str = "auto"
+    size: str = "1m"
+    epochs: int | None = None
+    finetune_batch: int | None = None
+    finetune_lr: float | None = None
+    methods: tuple[str, ...] = ("ngdiff", "ga", "gdiff-0.9", "gdiff-0.5", "gdiff-0.1", "lossnorm")
+    bases: tuple[str, ...] = ("adamw",)
+    rates: tuple[float, ...] = ()
+    steps: int = 120
+    batch: int = 16
+    new_tokens: int = 200
+    eval_rows: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("preset", self.preset, PRESETS)
+        _one_of("size", self.size, SIZES)
+        for base in self.bases:
+            _one_of("bases", base, BASES)
+        for name in ("epochs", "finetune_batch", "steps", "batch", "new_tokens", "eval_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{_option(name)}: found {value}; give a whole number >= 1")
+        for name, values in (("finetune_lr", [self.finetune_lr]), ("rates", self.rates)):
+            for value in values:
+                if value is not None and not (math.isfinite(value) and value > 0):
+                    raise UserError(f"{_option(name)}: found {value}; give a learning rate > 0")
+        for name in ("methods", "bases", "rates"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise UserError(f"{_option(name)}: found {','.join(map(str, values))}, with a repetition; name each once")
+        if not self.methods or not self.bases:
+            raise UserError("--methods: found none; name at least one method and one base")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed: found {self.seed}; give a whole number from 0 to 4294967295")
+        self.trials()
+
+    def trials(self) -> dict[str, list[Method]]:
+        """Method name -> what to try for it. The name carries the base if there are several.
+
+        Raises:
+            UserError: an unknown rule or a learning rate that is none.
+        """
+        result = {}
+        for base in self.bases:
+            for spec in self.methods:
+                name = spec if len(self.bases) == 1 else f"{spec} {base}"
+                result[name] = self._trials(spec, base)
+        return result
+
+    def _trials(self, spec: str, base: str) -> list[Method]:
+        rule, _, rate = spec.partition("@")
+        try:
+            rules.get(rule)
+        except ValueError as error:
+            raise UserError(f"--methods: {error}") from None
+        if rate == AUTO or (not rate and rule == "ngdiff"):
+            return [Method(rule, base, AUTO)]
+        return [Method(rule, base, lr) for lr in ([_rate(spec, rate)] if rate else self.rates or DEFAULT_RATES[base])]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for config.yaml and hashes."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+def _rate(spec: str, text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not (math.isfinite(rate) and rate > 0):
+        raise UserError(f"--methods: {spec!r} has {text!r} where a learning rate > 0 or 'auto' belongs; write e.g. 'ga@1e-4'")
+    return rate
+
+
+def _one_of(name: str, value: str, choices: Sequence[str] | dict[str, Any]) -> None:
+    if value not in choices:
+        raise UserError(f"{_option(name)}: unknown value {value!r}; choose one of {', '.join(choices)}")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
