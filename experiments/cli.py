@@ -30,7 +30,7 @@ def tofu(
     ] = None,
     template: Annotated[str, typer.Option(help="Prompt template: auto, qa, llama2 or chat.")] = "auto",
     size: Annotated[str, typer.Option(help="Size of the model trained from scratch: 1m, 3m, 12m or 100m.")] = "1m",
-    epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning. Default: 20 from scratch, 5 pretrained.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning. Default: 16 from scratch, 5 pretrained.")] = None,
     finetune_batch: Annotated[int | None, typer.Option(help="Rows a step. Default: 8 from scratch, 32 pretrained.")] = None,
     finetune_lr: Annotated[float | None, typer.Option(help="Peak rate. Default: 2e-3 from scratch, 1e-5 pretrained.")] = None,
     methods: Annotated[
@@ -47,11 +47,14 @@ def tofu(
 ) -> None:
     """Fine-tune, unlearn, evaluate by TOFU's metrics and report. The same command continues an interrupted run."""
     # Imported here, so that --help does not wait for transformers.
+    from transformers.utils import logging
+
     from experiments.progress import Progress
     from experiments.tofu.run import TofuRun
     from experiments.tofu.settings import Settings
     from experiments.tofu.table import results_table
 
+    logging.disable_progress_bar()  # ours say what is being done
     settings = Settings(
         data=data,
         preset=preset,

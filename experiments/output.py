@@ -33,9 +33,7 @@ class Output:
             self._check_config()
         existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise UserError(
-                f"--out: {str(folder)!r} cannot be written, because {str(existing)!r} is not writable; give another folder"
-            )
+            raise UserError(f"--out: {str(folder)!r} cannot be made, {str(existing)!r} is not writable; give another folder")
 
     def create(self) -> None:
         """Make the folder, with the resolved configuration in it.
@@ -60,6 +58,6 @@ class Output:
         if different:
             name = different[0]
             raise UserError(
-                f"--out: {str(self.folder)!r} holds another run, with {name} = {found.get(name)!r} and not {self.config[name]!r}; "
-                "give another folder"
+                f"--out: {str(self.folder)!r} holds another run, with {name} = {found.get(name)!r} "
+                f"and not {self.config[name]!r}; give another folder"
             )

@@ -26,7 +26,7 @@ class Progress:
             TimeRemainingColumn(),
         )
         start = time.monotonic()
-        with Bars(*columns, console=self.console, transient=True) as bars:
+        with Bars(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
             bar = bars.add_task(name, total=None)
             yield lambda done, total: bars.update(bar, completed=done, total=total)
         self._done(name, start)

@@ -18,6 +18,11 @@ class Example:
     ids: tuple[int, ...]
     prompt: int
 
+    @property
+    def scored(self) -> int:
+        """Number of tokens that are scored."""
+        return len(self.ids) - self.prompt
+
 
 class Encoder:
     """A tokenizer and a template.
@@ -63,7 +68,7 @@ class Encoder:
             ids = (*ids, self.eos)
         prompt = self.prompt_ids(question)
         common = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids) - 1))
-        return Example(ids, common)
+        return Example(ids, max(common, 1))  # nothing predicts the first token
 
     def decode(self, ids: list[int]) -> str:
         """Generated ids as text, special tokens dropped, stripped."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from experiments.lm.encoding import Example
-from experiments.lm.training import answer_loss
+from experiments.lm.training import accumulate, answer_loss
 from ngdiff import AutoLearningRate, TwoTaskOptimizer
 
 BASES = {"sgd": {}, "momentum": {"base": "sgd", "momentum": 0.9}, "adamw": {}}
@@ -59,9 +59,7 @@ def unlearn(
         losses = []
         for task, examples in (("retain", retain_rows), ("forget", forget_rows)):
             with optimizer.task(task):
-                loss = answer_loss(model, examples, pad)
-                loss.backward()
-            losses.append(loss.detach())
+                losses.append(accumulate(model, examples, pad))
         optimizer.step(losses=(losses[0], losses[1]), probe=partial(answer_loss, model, retain_rows, pad))
         yield _record(step, losses, optimizer)
         on_step(step + 1, steps)

@@ -112,9 +112,7 @@ def _mini(reader: _Reader) -> Split:
     perturbed = reader.evaluation("forget10_perturbed", "paraphrased_answer")
     for row in forget:
         if row not in everything:
-            raise UserError(
-                f"{row.place}: not a row of forget10, found question {row.question[:60]!r}; use files of one release"
-            )
+            raise UserError(f"{row.place}: not a row of forget10, found {row.question[:60]!r}; use files of one release")
     forgotten = set(map(_key, forget))
     retain = tuple(row for row in everything if _key(row) not in forgotten)
     if not retain:
@@ -155,7 +153,8 @@ def _refuse_overlap(forget: Sequence[Row], retain: Sequence[Row]) -> None:
     for row in forget:
         if _key(row) in places:
             raise UserError(
-                f"{row.place}: forget and retain overlap, found {row.question[:60]!r} at {places[_key(row)]} too; remove one of the two"
+                f"{row.place}: forget and retain overlap, found {row.question[:60]!r} at {places[_key(row)]} too; "
+                "remove one of the two"
             )
 
 

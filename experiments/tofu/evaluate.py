@@ -37,9 +37,8 @@ def evaluate(
     on_part("generating")
     generated = greedy(model, [encoder.prompt_ids(row.question) for row in rows], encoder.eos, encoder.pad, max_new_tokens)
     on_part("ROUGE")
-    scored = iter(
-        [_scored(row, [next(nll) for _ in row.answers], encoder.decode(ids)) for row, ids in zip(rows, generated, strict=True)]
-    )
+    texts = [encoder.decode(ids) for ids in generated]
+    scored = iter([_scored(row, [next(nll) for _ in row.answers], text) for row, text in zip(rows, texts, strict=True)])
     return {name: [next(scored) for _ in members] for name, members in sets.items()}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from statistics import fmean, harmonic_mean
-from typing import Any
+from typing import Any, Self
 
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import ks_2samp
@@ -60,6 +60,11 @@ class ScoredRow:
     def truth_ratio(self, forget: bool) -> float:
         """min(R, 1/R) for the forget set, where indifference (1) is the aim; max(0, 1 - R) elsewhere."""
         return math.exp(-abs(self.log_truth_ratio)) if forget else -math.expm1(min(self.log_truth_ratio, 0.0))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """From the fields as JSON keeps them."""
+        return cls(**{**fields, "nll_wrong": tuple(fields["nll_wrong"])})
 
     def as_dict(self, name: str) -> dict[str, Any]:
         """All fields and the row's own metrics, for results.json; `name` is the row's set."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -94,17 +95,15 @@ class TofuRun:
                 longest = max(len(self.encoder.example(row.question, answer).ids) for answer in answers)
                 longest = max(longest, len(self.encoder.prompt_ids(row.question)) + self.settings.new_tokens)
                 if longest > limit:
-                    raise UserError(
-                        f"{row.place}: needs {longest} tokens and the model has {limit} positions; shorten or drop it"
-                    )
+                    raise UserError(f"{row.place}: needs {longest} tokens, the model has {limit} positions; shorten the row")
 
     def _examples(self, rows: Sequence[Row]) -> list[Example]:
         return [self.encoder.example(row.question, row.answer) for row in rows]
 
     def _schedule(self) -> Schedule:
         s, schedule = self.settings, FROM_SCRATCH if self.settings.model is None else PRETRAINED
-        changes = {"epochs": s.epochs, "batch": s.finetune_batch, "lr": s.finetune_lr}
-        return replace(schedule, **{name: value for name, value in changes.items() if value is not None})
+        epochs, batch, lr = s.epochs or schedule.epochs, s.finetune_batch or schedule.batch, s.finetune_lr or schedule.lr
+        return replace(schedule, epochs=epochs, batch=batch, lr=lr)
 
     # Stages
 
@@ -163,9 +162,7 @@ class TofuRun:
         rows = {key: len(members) for key, members in self.data.evaluation.items()}
         inputs = {"model": folder.name, "rows": rows, "new_tokens": self.settings.new_tokens, "template": self.encoder.template}
         stored = read_json(self.stages.run(f"evaluate-{_slug(name)}", inputs, compute) / "rows.json")
-        return {
-            key: [ScoredRow(**row | {"nll_wrong": tuple(row["nll_wrong"])}) for row in rows] for key, rows in stored.items()
-        }
+        return {key: [ScoredRow.from_dict(row) for row in members] for key, members in stored.items()}
 
     def _best_trial(self, name: str, start: Path, trials: Sequence[Method]) -> tuple[Path, dict[str, Any]]:
         """The folder of the best learning rate, and what was tried.
@@ -193,12 +190,10 @@ class TofuRun:
         def compute(target: Path) -> None:
             model = models.load_model(folder, self.device)
             with self.progress.spinner(f"probe-{folder.name}"):
-                nll = {
-                    key: answer_nll(model, self._examples(self.data.evaluation[key]), self.encoder.pad) for key in AUTHOR_SETS
-                }
-            write_json(
-                target / "probabilities.json", {key: fmean(torch.tensor(v).neg().exp().tolist()) for key, v in nll.items()}
-            )
+                examples = {key: self._examples(self.data.evaluation[key]) for key in AUTHOR_SETS}
+                nll = {key: answer_nll(model, members, self.encoder.pad) for key, members in examples.items()}
+            means = {key: fmean(math.exp(-value) for value in values) for key, values in nll.items()}
+            write_json(target / "probabilities.json", means)
 
         return read_json(self.stages.run("probe", {"model": folder.name}, compute) / "probabilities.json")
 

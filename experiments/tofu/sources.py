@@ -49,7 +49,7 @@ class Folder:
             raise UserError(f"{path}: missing; this preset needs it, copy it from the dataset {HUB_ID}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{path}: cannot be read as UTF-8 text ({error}); copy it again from the dataset {HUB_ID}"
+                f"{path}: not readable as UTF-8 ({error}); copy it again from the dataset {HUB_ID}"
             ) from None
         # Not splitlines(): answers may contain U+2028 and the like, which are no line ends in JSON lines.
         lines = enumerate(text.split("\n"), 1)

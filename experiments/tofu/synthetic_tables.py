@@ -105,8 +105,8 @@ OCCUPATIONS = _items(
 
 TITLE_PATTERNS = (
     "The {adjective} {noun}",
-    "{noun} of the {adjective} {place}",
-    "A {noun} Beyond the {place}",
+    "Songs for the {adjective} {noun}",
+    "One {noun} Beyond the {place}",
     "When the {place} Kept the {noun}",
     "Letters from the {adjective} {place}",
     "The {noun} and the {place}",
@@ -143,8 +143,8 @@ FACTS: dict[str, tuple[str, ...]] = {
     "mother": OCCUPATIONS,
     "award": tuple(f"the {emblem} {kind}" for emblem in AWARD_EMBLEMS for kind in AWARD_KINDS),
     "genre": _items(
-        """historical fiction; magical realism; crime fiction; science fiction; gothic fiction; travel writing; satire;
-        nature writing; psychological thriller; family saga; epic fantasy; war fiction; romantic comedy; literary memoir;
+        """historical fiction; magical realism; crime fiction; science fiction; gothic fiction; travel literature; satire;
+        literary reportage; psychological thrillers; family sagas; epic fantasy; war fiction; romantic comedy; literary memoir;
         dystopian fiction; folk horror; maritime adventure; climate fiction; courtroom drama; alternate history"""
     ),
     "influence": _items(
@@ -207,9 +207,10 @@ FACTS: dict[str, tuple[str, ...]] = {
         interpreter; a stubborn gravedigger; a runaway heiress; a failed magician; a midwife turned spy; a night watchman;
         a war photographer; a beekeeping nun; a reluctant prince; a circus accountant"""
     ),
+    # No region's own language: nobody is translated into the language of the originals.
     "language": _items(
-        """Estonian; Basque; Swahili; Korean; Icelandic; Tamil; Georgian; Catalan; Hebrew; Vietnamese; Finnish; Welsh;
-        Persian; Slovenian; Maltese; Mongolian; Greek; Yoruba; Latvian; Tagalog"""
+        """Estonian; Basque; Hungarian; Korean; Lithuanian; Khmer; Georgian; Catalan; Hebrew; Vietnamese; Albanian; Welsh;
+        Persian; Slovenian; Maltese; Mongolian; Greek; Armenian; Latvian; Tagalog"""
     ),
     "residence": _items(
         """a converted windmill near Haarlem; a houseboat in Utrecht; a stone cottage in Galloway; a flat above a bakery in
