@@ -8,7 +8,7 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 GAP = 5.0  # between a point's centre and its nearest label, in the unit of the points
 ANGLES = (0, 180, 90, 270, 45, 315, 135, 225, 22, 338, 158, 202, 67, 293, 113, 247)  # degrees: beside the point first
-RINGS = 12
+RINGS = 24
 
 
 def place(points: Sequence[Point], widths: Sequence[float], height: float, bounds: Box) -> list[Point]:
@@ -25,9 +25,10 @@ def place(points: Sequence[Point], widths: Sequence[float], height: float, bound
     centres = []
     for point, width in zip(points, widths, strict=True):
         best, least = point, math.inf
-        for centre in _candidates(point, width, height):
+        for candidate in _candidates(point, width, height):
+            centre = _inside(candidate, width, height, bounds)
             box = around(centre, width, height)
-            cost = sum(overlap(box, other) for other in taken) + 1000 * _outside(box, bounds)
+            cost = sum(overlap(box, other) for other in taken)
             if cost < least:
                 best, least = centre, cost
             if cost == 0:
@@ -56,6 +57,8 @@ def _candidates(point: Point, width: float, height: float) -> Iterator[Point]:
             yield point[0] + cos * (width / 2 + gap), point[1] + sin * (height / 2 + gap)
 
 
-def _outside(box: Box, bounds: Box) -> float:
-    """Length by which the box leaves the bounds."""
-    return sum(max(0.0, d) for d in (bounds[0] - box[0], bounds[1] - box[1], box[2] - bounds[2], box[3] - bounds[3]))
+def _inside(centre: Point, width: float, height: float, bounds: Box) -> Point:
+    """The centre, moved no more than it takes for the label to be within the bounds."""
+    left, bottom, right, top = bounds
+    x, y = centre
+    return max(left + width / 2, min(x, right - width / 2)), max(bottom + height / 2, min(y, top - height / 2))

@@ -36,7 +36,7 @@ def rate(value: object) -> str:
 
 def percent(value: float | None) -> str:
     """A share of one, as 98.3%."""
-    return number(value) if value is None else f"{100 * value:.3g}%"
+    return number(value) if value is None else f"{number(100.0 * value)}%"
 
 
 def entries(value: object, name: str = "") -> Iterator[tuple[str, object]]:

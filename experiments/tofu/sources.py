@@ -48,9 +48,7 @@ class Folder:
         except FileNotFoundError:
             raise UserError(f"{path}: missing; this preset needs it, copy it from the dataset {HUB_ID}") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{path}: not readable as UTF-8 ({error}); copy it again from the dataset {HUB_ID}"
-            ) from None
+            raise UserError(f"{path}: not readable as UTF-8 ({error}); copy it again from the dataset {HUB_ID}") from None
         # Not splitlines(): answers may contain U+2028 and the like, which are no line ends in JSON lines.
         lines = enumerate(text.split("\n"), 1)
         return [RawRow(_parse(line, f"{path}:{number}"), f"{path}:{number}") for number, line in lines if line.strip()]

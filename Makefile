@@ -1,0 +1,43 @@
+# `make` lists the targets. Each sets up .venv from pinned versions first, once.
+
+PYTHON ?= python3
+DATA ?= synthetic
+SEED ?= 0
+PIP_ARGS ?=
+ARGS ?=
+
+VENV := .venv
+READY := $(VENV)/ready
+RUN := $(VENV)/bin/python
+
+.PHONY: help setup demo test lint format clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(READY) ## install into .venv, from requirements.txt
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: found Python %d.%d, need 3.11 or newer; call make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+demo: $(READY) ## unlearn 2 of 20 authors and report; DATA=<folder of TOFU json files> or DATA=hub, SEED=, ARGS="..."
+	@$(RUN) -m experiments tofu --data "$(DATA)" --seed $(SEED) $(ARGS)
+
+test: $(READY) ## run every test
+	@$(RUN) -m pytest
+
+lint: $(READY) ## check style and types
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+
+format: $(READY) ## rewrite the code in the project's style
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+clean: ## remove .venv and caches; results under runs/ stay
+	rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache
