@@ -147,7 +147,7 @@ def _canvas(width: float, height: float, left: float, bottom: float, right: floa
     figure = Figure(figsize=(width / 72, height / 72), dpi=72, facecolor="none")
     box = (left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height)
     axes = figure.add_axes(box, facecolor="none")
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=False))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.tick_params(length=3)
     return figure, axes
 
@@ -159,13 +159,14 @@ def _padded(ends: tuple[float, float]) -> tuple[float, float]:
 
 
 def _point(axes: Any, x: float | None, y: float | None, look: Mark) -> None:
-    if look.shape == "*":
+    """One marker. The reference lies below the others and is larger, so that a method that reaches it hides neither."""
+    reference, hollow = look.shape == "*", look.glyph == "○"
+    if reference:
         axes.axvline(x, color=MUTED, linewidth=0.8, linestyle=":")
         axes.axhline(y, color=MUTED, linewidth=0.8, linestyle=":")
-    hollow = look.glyph == "○"
     face, edge = (PAPER, look.colour) if hollow else (look.colour, PAPER)
-    size = 11 if look.shape == "*" else 7
-    axes.plot([x], [y], look.shape, markersize=size, color=face, markeredgecolor=edge, markeredgewidth=1.4 if hollow else 0.8)
+    size, width = 15 if reference else 6.5, 1.4 if hollow else 0.8
+    axes.plot([x], [y], look.shape, markersize=size, color=face, mec=edge, mew=width, zorder=2.5 if reference else 3)
 
 
 def _short_names(names: Sequence[str], looks: Sequence[Mark]) -> list[str]:
@@ -197,8 +198,8 @@ def _label_points(axes: Any, points: Sequence[tuple[Any, Any]], texts: Sequence[
 
 
 def _log_ticks(axes: Any, bounds: tuple[float, float]) -> None:
-    narrow = bounds[1] / bounds[0] < 100
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if narrow else (1.0,), numticks=5))
+    narrow = bounds[1] / bounds[0] < 50
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,), numticks=5))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: rate(float(value))))
 
@@ -210,10 +211,10 @@ def _label_ends(axes: Any, lines: Sequence[Line], bounds: tuple[float, float]) -
         last = next((value for value in reversed(line.values) if value is not None), None)
         if last is not None and line.name:
             height = math.log(max(last, bounds[0]) / bounds[0]) / math.log(bounds[1] / bounds[0])
-            ends.append((min(height, 0.9), line.name))
+            ends.append((height, line.name))
     lowest = 0.0
     for height, name in sorted(ends):
-        lowest = max(height, lowest)
+        lowest = max(min(height, 0.9), lowest)
         axes.text(1.03, lowest, name, transform=axes.transAxes, va="center", fontsize=FONT)
         lowest += 0.12
 

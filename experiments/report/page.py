@@ -44,23 +44,20 @@ def render(results: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], manif
         manifest: what the run ran on.
     """
     models = list(zip(results["models"], marks(results["models"]), strict=True))
-    return (
-        _environment()
-        .get_template("template.html.j2")
-        .render(
-            models=models,
-            columns=COLUMNS,
-            colours=COLOURS,
-            numbered=sum(mark.number is not None for _, mark in models) > NAMED,
-            headline=views.headline(models),
-            scatters=views.scatters(models),
-            losses=views.losses(models, steps),
-            rates=views.rates(models, steps),
-            samples={name: views.samples(models, name, *counts) for name, counts in SAMPLES.items()},
-            settings=[(key, value if value is None else str(value)) for key, value in entries(results.get("settings") or {})],
-            manifest=list(entries(manifest)),
-        )
-    )
+    template = _environment().get_template("template.html.j2")
+    return template.render(
+        models=models,
+        columns=COLUMNS,
+        colours=COLOURS,
+        numbered=sum(mark.number is not None for _, mark in models) > NAMED,
+        headline=views.headline(models),
+        scatters=views.scatters(models),
+        losses=views.losses(models, steps),
+        rates=views.rates(models, steps),
+        samples={name: views.samples(models, name, *counts) for name, counts in SAMPLES.items()},
+        settings=[(key, value if value is None else str(value)) for key, value in entries(results.get("settings") or {})],
+        manifest=list(entries(manifest)),
+    ).lstrip()
 
 
 def _environment() -> Environment:

@@ -43,10 +43,10 @@ def entries(value: object, name: str = "") -> Iterator[tuple[str, object]]:
     """(name, value) of every leaf of nested data, for a table of two columns; an item of a list goes by its own name."""
     if isinstance(value, Mapping):
         items = list(value.items())
-    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+    elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
         items = [(item.get("name", i) if isinstance(item, Mapping) else i, _unnamed(item)) for i, item in enumerate(value)]
     else:
-        yield name, ", ".join(map(str, value)) if isinstance(value, list) else value
+        yield name, (", ".join(map(str, value)) or None) if isinstance(value, list | tuple) else value
         return
     for key, item in items:
         yield from entries(item, f"{name} / {key}" if name else str(key))

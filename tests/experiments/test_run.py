@@ -1,0 +1,260 @@
+"""A whole run, small: what it leaves, that it is reproducible, and that an interruption costs one stage and changes nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from experiments.errors import UserError
+from experiments.lm import models
+from experiments.progress import Progress
+from experiments.tofu import run as tofu_run
+from experiments.tofu.run import TofuRun
+from experiments.tofu.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {
+    "epochs": 1,
+    "methods": ("ngdiff", "ga"),
+    "rates": (1e-4, 1e-3),
+    "steps": 2,
+    "batch": 4,
+    "new_tokens": 4,
+    "eval_rows": 4,
+}
+TINY = models.Size(hidden=16, layers=1, heads=2, intermediate=32, vocabulary=512)
+
+
+@pytest.fixture(autouse=True)
+def tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(models.SIZES, "1m", TINY)
+
+
+def run(folder: Path, **changes: Any) -> TofuRun:
+    return TofuRun(Settings(**SMALL | changes), folder, Progress(Console(quiet=True)))
+
+
+def read(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "new" / "folder"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.SIZES, "1m", TINY)
+        run(folder).run()
+    return folder
+
+
+def test_what_a_run_leaves(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names == {"config.yaml", "results.json", "metrics.jsonl", "manifest.json", "report.html", "stages"}
+    assert yaml.safe_load((finished / "config.yaml").read_text()) == Settings(**SMALL).as_dict()
+    results = read(finished, "results.json")
+    assert [model["name"] for model in results["models"]] == ["before", "retain-only", "ngdiff", "ga"]
+    for model in results["models"]:
+        assert {name: len(rows) for name, rows in model["rows"].items()} == dict.fromkeys(
+            ("forget", "retain", "real_authors", "world_facts"), 4
+        )
+        assert 0 <= model["metrics"]["model_utility"] <= 1
+        assert (model["metrics"]["forget_quality"] is None) == (model["name"] == "retain-only")
+    manifest = read(finished, "manifest.json")
+    assert manifest["versions"]["torch"]
+    assert set(manifest["data_sha256"]) == {
+        "forget10",
+        "forget01",
+        "forget10_perturbed",
+        "real_authors_perturbed",
+        "world_facts_perturbed",
+    }
+
+
+def test_grid_keeps_the_best_rate(finished: Path) -> None:
+    methods = {model["name"]: model["method"] for model in read(finished, "results.json")["models"] if model["method"]}
+    assert methods["ngdiff"]["learning_rate"] == "auto"
+    assert methods["ngdiff"]["tried"] == []
+    tried = methods["ga"]["tried"]
+    assert [trial["learning_rate"] for trial in tried] == [1e-4, 1e-3]
+    assert methods["ga"]["learning_rate"] == max(tried, key=lambda trial: trial["score"])["learning_rate"]
+
+
+def test_metrics_have_one_line_a_step(finished: Path) -> None:
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["method"], line["step"]) for line in lines] == [("ngdiff", 0), ("ngdiff", 1), ("ga", 0), ("ga", 1)]
+    # Equal batches: before the first step both methods see the same losses and gradients.
+    same = ("retain_loss", "forget_loss", "norm_retain", "norm_forget", "cosine")
+    assert [lines[0][name] for name in same] == [lines[2][name] for name in same]
+    assert lines[0]["c"] == pytest.approx(
+        lines[0]["norm_forget"] / (lines[0]["norm_retain"] + lines[0]["norm_forget"]), rel=1e-12
+    )
+
+
+def test_two_runs_of_one_command_are_identical(finished: Path, tmp_path: Path) -> None:
+    run(tmp_path).run()
+    for name in ("results.json", "metrics.jsonl", "config.yaml"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_another_seed_gives_another_run(finished: Path, tmp_path: Path) -> None:
+    run(tmp_path, seed=1).run()
+    assert (tmp_path / "metrics.jsonl").read_bytes() != (finished / "metrics.jsonl").read_bytes()
+
+
+def test_finished_run_computes_nothing_again(finished: Path) -> None:
+    again = run(finished)
+    before = (finished / "results.json").read_bytes()
+    again.run()
+    assert again.stages.computed == []
+    assert (finished / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("broken", ["finetune", "evaluate", "unlearn", "report"])
+def test_interrupted_run_continues_at_the_first_unfinished_stage(
+    broken: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the middle of a stage, then the same command."""
+
+    def interrupt(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if broken == "report":
+            patch.setattr(tofu_run.report, "render", interrupt)
+        else:
+            patch.setattr(tofu_run, broken, interrupt)
+        interrupted = run(tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            interrupted.run()
+    done = set(interrupted.stages.computed)
+    assert not any(name.startswith(broken) for name in done) or broken == "report"
+    assert not (tmp_path / "report.html").exists()
+    continued = run(tmp_path)
+    continued.run()
+    assert done.isdisjoint(continued.stages.computed)
+    assert (tmp_path / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_several_bases(tmp_path: Path) -> None:
+    results = run(tmp_path, methods=("ngdiff",), bases=("sgd", "adamw", "momentum")).run()
+    assert [model["name"] for model in results["models"][2:]] == ["ngdiff sgd", "ngdiff adamw", "ngdiff momentum"]
+
+
+def test_pretrained_model_from_a_folder(finished: Path, tmp_path: Path) -> None:
+    """A model folder that a run saved is a model folder like any other."""
+    saved = next((finished / "stages").glob("finetune-all-*"))
+    results = run(tmp_path / "out", model=str(saved), finetune_lr=1e-3, finetune_batch=8, methods=("ngdiff",)).run()
+    assert [model["name"] for model in results["models"]] == ["before", "retain-only", "ngdiff"]
+
+
+def test_model_whose_vocabulary_does_not_fit(finished: Path, tmp_path: Path) -> None:
+    saved = next((finished / "stages").glob("finetune-all-*"))
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for path in saved.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    config = read(copy, "config.json") | {"vocab_size": 300}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="has 512 tokens and the model embeds 300; give") as caught:
+        run(tmp_path / "out", model=str(copy))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_row_longer_than_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(models.SIZES, "1m", models.Size(16, 1, 2, 32, 512, positions=60))
+    with pytest.raises(UserError, match=r"row \d+: needs \d+ tokens, the model has 60 positions"):
+        run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_non_finite_gradient_is_counted_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from experiments.lm import unlearning
+
+    calls = []
+    real = unlearning.accumulate
+
+    def poisoned(model: Any, examples: Any, pad: int) -> Any:
+        loss = real(model, examples, pad)
+        calls.append(loss)
+        if len(calls) == 2:  # the forget task of the first step
+            next(model.parameters()).grad[0] = float("nan")
+        return loss
+
+    monkeypatch.setattr(unlearning, "accumulate", poisoned)
+    results = run(tmp_path, methods=("ngdiff",)).run()
+    assert results["models"][-1]["method"]["skipped_steps"] == 1
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["finite"] for line in lines] == [False, True]
+    assert "skipped" in (tmp_path / "report.html").read_text().lower()
+
+
+def command(*options: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]), "NO_COLOR": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "experiments", "tofu", *options], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+def used_folder(folder: Path) -> list[str]:
+    (folder / "used").mkdir()
+    (folder / "used" / "thesis.tex").write_text("precious")
+    return ["--out", "used"]
+
+
+def other_run(folder: Path) -> list[str]:
+    (folder / "other").mkdir()
+    (folder / "other" / "config.yaml").write_text(yaml.safe_dump(Settings(seed=3).as_dict()))
+    return ["--out", "other"]
+
+
+def a_file(folder: Path) -> list[str]:
+    (folder / "file").write_text("")
+    return ["--out", "file"]
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (["--preset", "big"], "--preset: unknown value 'big'; choose one of mini"),
+        (["--size", "7b"], "--size: unknown value '7b'; choose one of 1m"),
+        (["--methods", "ngdif"], "unknown name 'ngdif'; choose one of ga"),
+        (["--methods", "gdiff-1.5"], "c = 1.5 is outside [0, 1]"),
+        (["--methods", "ga@fast"], "'ga@fast' has 'fast' where a learning rate"),
+        (["--methods", "ga,ga"], "with a repetition"),
+        (["--methods", ""], "--methods: found none"),
+        (["--bases", "lion"], "--bases: unknown value 'lion'; choose one of sgd"),
+        (["--rates", "1e-4,x"], "--rates: found 'x'"),
+        (["--rates", "-1"], "--rates: found -1.0"),
+        (["--steps", "0"], "--steps: found 0; give a whole number >= 1"),
+        (["--steps", "many"], "'--steps': "),
+        (["--seed", "-1"], "--seed: found -1"),
+        (["--template", "alpaca"], "--template: unknown template 'alpaca'; choose one of auto"),
+        (["--template", "chat"], "--template: 'chat' needs a tokenizer with a chat template"),
+        (["--data", "no\x1b[31mwhere"], "is not a folder; give"),
+        (["--model", "missing-folder/x"], "--model: 'missing-folder/x' cannot be loaded"),
+        (["--colour", "red"], "--colour"),
+        (used_folder, "--out: 'used' is not empty and holds no run; give"),
+        (other_run, "--out: 'other' holds another run, with seed = 3 and not 0; give"),
+        (a_file, "--out: 'file' is a file; give a folder"),
+        (["--out", "/proc/ngdiff"], "--out: '/proc/ngdiff' cannot be"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(options: Any, found: str, tmp_path: Path) -> None:
+    arguments = options(tmp_path) if callable(options) else options
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert found in done.stderr
+    assert "\x1b" not in done.stderr
+    assert done.stdout == ""
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
