@@ -54,7 +54,7 @@ class Segment:
         Raises:
             RuntimeError: a parameter no longer lies in the flat buffer, or holds a gradient from outside a task.
         """
-        for parameter, value, view in zip(self.parameters, self._values, self._gradient_views[task], strict=True):
+        for parameter, value in zip(self.parameters, self._values, strict=True):
             if parameter.data_ptr() != value.data_ptr():
                 raise RuntimeError(
                     f"a parameter of shape {tuple(parameter.shape)} was moved or replaced after the optimizer was built; "
@@ -65,6 +65,7 @@ class Segment:
                     f"a parameter of shape {tuple(parameter.shape)} has a gradient from outside a task; "
                     "call backward inside `with optimizer.task(...)`"
                 )
+        for parameter, view in zip(self.parameters, self._gradient_views[task], strict=True):
             parameter.grad = view
 
     def check_attached(self, task: str) -> None:
@@ -84,8 +85,9 @@ class Segment:
     def add_state(self, shapes: Mapping[str, str]) -> None:
         """Allocate the base optimizer's state, all zeros: name -> "flat" (shape (n,)) or "scalar" (shape ())."""
         for name, shape in shapes.items():
-            flat = shape == "flat"
-            self.state[name] = torch.zeros_like(self.theta) if flat else torch.zeros((), device=self.theta.device)
+            # Scalars count steps: in float32 whatever the default dtype, because bfloat16 stops counting at 256.
+            scalar = torch.zeros((), dtype=torch.float32, device=self.theta.device)
+            self.state[name] = torch.zeros_like(self.theta) if shape == "flat" else scalar
 
     def state_views(self) -> list[dict[str, Tensor]]:
         """The state a parameter at a time; scalars are shared."""

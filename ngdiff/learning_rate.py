@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 SETTLED = 1.5  # the first search ends when the rate changes by less than this factor: the probe was as long as the step
+NOTHING = "nothing measured"  # outcome of a search that failed; the next refresh searches again
 SEARCH = 50  # probes of the first refresh at most: enough to double or halve across 15 orders of magnitude
 
 
@@ -99,8 +100,8 @@ class AutoLearningRate:
             raise ValueError(f"every = {self.every}: the number of steps between refreshes must be >= 1, e.g. 10")
 
     def due(self, step: int) -> bool:
-        """Whether the rate is refreshed at this step, counted from 0."""
-        return step % self.every == 0
+        """Whether the rate is refreshed at this step, counted from 0. A refresh that could not be made stays due."""
+        return not self.trace or step - self.trace[-1].step >= self.every
 
     def refresh(self, step: int, lr: float, loss_at: Callable[[float], float]) -> float:
         """The new rate.
@@ -111,12 +112,18 @@ class AutoLearningRate:
             loss_at: h -> retain loss at theta + h d.
         """
         zero = loss_at(0.0)
-        for _ in range(1 if self.trace else SEARCH):
-            old, (lr, outcome) = lr, propose(loss_at(-lr), zero, loss_at(lr), lr)
-            self.trace.append(Refresh(step, old, lr, outcome))
-            if old / SETTLED <= lr <= old * SETTLED:
+        found: list[Refresh] = []
+        searching = not self.trace or self.trace[-1].outcome == NOTHING
+        for _ in range(SEARCH if searching else 1):
+            old = found[-1].new if found else lr
+            found.append(Refresh(step, old, *propose(loss_at(-old), zero, loss_at(old), old)))
+            if old / SETTLED <= found[-1].new <= old * SETTLED:
                 break
-        return lr
+        if len(found) == SEARCH and found[-1].outcome in ("unresolved", "not finite"):
+            # The loss is flat along d at every scale, as at d = 0, or no number: nothing is concluded.
+            found.append(Refresh(step, found[-1].new, lr, NOTHING))
+        self.trace += found  # at the end, so that an error in a probe leaves no trace
+        return found[-1].new
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on as if uninterrupted."""

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from ngdiff_kernels import BASES, backend_for, state_shapes
+from ngdiff_kernels import BASES, backend_for, largest_direction, state_shapes
 from torch import Tensor
 
 from ngdiff import rules
@@ -86,7 +86,9 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         self._steps = 0
         self._skipped: Tensor | int = 0
         defaults = {"lr": self.auto.initial if self.auto else lr, "base": base, "momentum": momentum, "nesterov": nesterov}
-        super().__init__(params, defaults | {"betas": betas, "eps": eps, "weight_decay": weight_decay})
+        more = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "dampening": 0.0}
+        # Always 0, and there only so that torch.optim.SGD can go on from this optimizer's state_dict.
+        super().__init__(params, defaults | more)
 
     @property
     def skipped_steps(self) -> int:
@@ -187,18 +189,24 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim, with per-parameter state by torch's names, and the state of the automatic rate beside it."""
         extra = {"steps": self._steps, "skipped": self.skipped_steps, "auto": self.auto.state_dict() if self.auto else None}
-        return super().state_dict() | {"ngdiff": extra}
+        result = super().state_dict()
+        # Scalars are shared by all parameters of a buffer here; an optimizer of torch that loads them counts each by itself.
+        result["state"] = {
+            i: {name: value if value.dim() else value.clone() for name, value in state.items()}
+            for i, state in result["state"].items()
+        }
+        return result | {"ngdiff": extra}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch.optim.
 
         Raises:
-            ValueError: the dict comes from another optimizer, or from one with a fixed rate where this one's is automatic.
+            ValueError: the dict comes from another optimizer or base, or from a fixed rate where this one's is automatic.
         """
         extra = state_dict.get("ngdiff")
-        if extra is None or (extra["auto"] is None) != (self.auto is None):
+        if extra is None or (extra["auto"] is None) != (self.auto is None) or not self._same_bases(state_dict["param_groups"]):
             raise ValueError(
-                "load_state_dict: the state is not from a TwoTaskOptimizer with the same kind of learning rate; "
+                "load_state_dict: the state is not from a TwoTaskOptimizer with the same base and kind of learning rate; "
                 "build this optimizer with the arguments of the saved one"
             )
         super().load_state_dict(state_dict)
@@ -208,6 +216,10 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         self._steps, self._skipped = extra["steps"], extra["skipped"]
         if self.auto:
             self.auto.load_state_dict(extra["auto"])
+
+    def _same_bases(self, saved: list[dict[str, Any]]) -> bool:
+        """Whether saved param groups keep the same state as this optimizer's."""
+        return [state_shapes(group) for group in saved] == [state_shapes(group) for group in self.param_groups]
 
     def _all_segments(self) -> Iterator[Segment]:
         return (segment for group in self._segments for segment in group)
@@ -238,7 +250,11 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
             on_device = Losses(*(loss.detach().to(vector) for loss in losses))
             finite = finite & torch.stack(on_device).isfinite().all()
         gram = Gram.from_vector(vector)
-        return StepReport(gram, self.rule(gram, on_device), finite)
+        coefficients = self.rule(gram, on_device)
+        # ||d|| is at most this, so one comparison tells that no element of d leaves its dtype.
+        reach = coefficients.retain.abs() * gram.retain.sqrt() + coefficients.forget.abs() * gram.forget.sqrt()
+        limit = min(largest_direction(group, segment.theta.dtype) for group, segment in self._grouped())
+        return StepReport(gram, coefficients, finite & (reach < limit))
 
     def _plain_step(self, report: StepReport) -> None:
         for group, segment in self._grouped():
@@ -248,20 +264,23 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
     def _refresh_and_step(self, report: StepReport, probe: Probe) -> None:
         """Probe along the direction of this step, choose the rate from what was seen, and take the step."""
         assert self.auto is not None
-        for group, segment in self._grouped():
-            backend_for(segment.theta.device).direction_(*_arguments(segment, report), segment.state, group)
+        self._ready.clear()  # the buffers serve the probes from here on, whatever happens
+        for _, segment in self._grouped():
+            _, retain, forget, coefficients, _ = _arguments(segment, report)
+            backend_for(retain.device).combine_(retain, forget, coefficients)
         lr = self.auto.refresh(self._steps, self.param_groups[0]["lr"], lambda h: self._probe(h, probe))
         for group, segment in self._grouped():
             group["lr"] = lr
-            backend_for(segment.theta.device).apply_(segment.theta, segment.gradients["retain"], lr)
+            theta, d, _, _, finite = _arguments(segment, report)
+            backend_for(theta.device).base_step_(theta, d, finite, segment.state, group, lr)
 
     def _probe(self, h: float, probe: Probe) -> float:
-        """The retain loss at theta + h direction. theta is not written: the model looks at another buffer meanwhile."""
+        """The retain loss at theta + h base(d). Nothing is written but a buffer, at which the model looks meanwhile."""
         cuda = {s.theta.device for s in self._all_segments() if s.theta.is_cuda}
         try:
-            for segment in self._all_segments():
-                out = segment.gradients["forget"]  # no longer needed once the direction is formed
-                backend_for(out.device).probe_(out, segment.theta, segment.gradients["retain"], h)
+            for group, segment in self._grouped():
+                out = segment.gradients["forget"]  # no longer needed once d is formed
+                backend_for(out.device).probe_(out, segment.theta, segment.gradients["retain"], segment.state, group, h)
                 segment.point_at(out)
             with torch.random.fork_rng(devices=cuda):  # the same dropout mask in every probe of a refresh
                 return float(probe())
@@ -276,7 +295,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
 
 
 def _arguments(segment: Segment, report: StepReport) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """theta, g_R, g_F, (c_R, c_F), finite: what direction_ and step_ begin with."""
+    """theta, g_R, g_F, (c_R, c_F), finite: what step_ begins with."""
     device = segment.theta.device
     coefficients = torch.stack(report.coefficients).to(device)
     return segment.theta, segment.gradients["retain"], segment.gradients["forget"], coefficients, report.finite.to(device)

@@ -17,18 +17,17 @@ class Backend(Protocol):
 
     def gram(self, retain: Tensor, forget: Tensor) -> Tensor: ...
 
-    def direction_(
+    def combine_(self, retain: Tensor, forget: Tensor, coefficients: Tensor) -> None: ...
+
+    def base_step_(
         self,
         theta: Tensor,
-        retain: Tensor,
-        forget: Tensor,
-        coefficients: Tensor,
+        d: Tensor,
         finite: Tensor,
         state: Mapping[str, Tensor],
         hyper: Mapping[str, Any],
-    ) -> Tensor: ...
-
-    def apply_(self, theta: Tensor, direction: Tensor, lr: float | Tensor) -> None: ...
+        lr: float | Tensor,
+    ) -> None: ...
 
     def step_(
         self,
@@ -42,7 +41,15 @@ class Backend(Protocol):
         lr: float | Tensor,
     ) -> None: ...
 
-    def probe_(self, out: Tensor, theta: Tensor, direction: Tensor, h: float) -> None: ...
+    def probe_(
+        self,
+        out: Tensor,
+        theta: Tensor,
+        d: Tensor,
+        state: Mapping[str, Tensor],
+        hyper: Mapping[str, Any],
+        h: float | Tensor,
+    ) -> None: ...
 
 
 _BACKENDS: dict[str, Backend] = {"reference": reference}

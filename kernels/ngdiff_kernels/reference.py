@@ -33,37 +33,38 @@ def gram(retain: Tensor, forget: Tensor) -> Tensor:
     return total
 
 
-def direction_(
-    theta: Tensor,
-    retain: Tensor,
-    forget: Tensor,
-    coefficients: Tensor,
-    finite: Tensor,
-    state: Mapping[str, Tensor],
-    hyper: Mapping[str, Any],
-) -> Tensor:
-    """Write base(c_R g_R - c_F g_F) over `retain`, advancing the base optimizer's state.
+def combine_(retain: Tensor, forget: Tensor, coefficients: Tensor) -> None:
+    """Write d = c_R g_R - c_F g_F over g_R.
+
+    Computed in float64, because 1/||g|| can exceed the largest float32.
 
     Args:
-        theta: parameters, shape (n,); read for weight decay only.
-        retain: g_R, shape (n,); holds the direction afterwards.
+        retain: g_R, shape (n,); holds d afterwards.
         forget: g_F, shape (n,); unchanged.
         coefficients: (c_R, c_F), shape (2,), float64.
-        finite: boolean, shape (); where False the direction is zero and the state stays bit for bit as it was.
+    """
+    c_r, c_f = coefficients
+    for r, f in zip(retain.split(CHUNK), forget.split(CHUNK), strict=True):
+        r.copy_(c_r * r.double() - c_f * f.double())
+
+
+def base_step_(
+    theta: Tensor, d: Tensor, finite: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any], lr: float | Tensor
+) -> None:
+    """theta <- theta - lr base(d), advancing the base optimizer's state.
+
+    Args:
+        theta: parameters, shape (n,).
+        d: the combined gradient, shape (n,); unchanged.
+        finite: boolean, shape (); where False, theta and the state stay bit for bit as they were.
         state: buffers of the base, see `bases.state_shapes`; updated in place.
         hyper: "base" ("sgd" or "adamw") and its hyperparameters, by torch.optim's names.
-
-    Returns:
-        `retain`, now the direction.
+        lr: learning rate.
     """
-    _combine_(retain, forget, coefficients)
-    direction = _DIRECTIONS[hyper["base"]](theta, retain, finite, state, hyper)
-    return retain.copy_(torch.where(finite, direction, torch.zeros_like(direction)))
-
-
-def apply_(theta: Tensor, direction: Tensor, lr: float | Tensor) -> None:
-    """theta <- theta - lr direction, in place."""
-    theta.sub_(direction * lr)
+    direction, advanced = _DIRECTIONS[hyper["base"]](theta, d, state, hyper)
+    for name, value in advanced.items():
+        state[name].copy_(torch.where(finite, value, state[name]))
+    theta.copy_(torch.where(finite, theta - lr * direction, theta))
 
 
 def step_(
@@ -76,47 +77,42 @@ def step_(
     hyper: Mapping[str, Any],
     lr: float | Tensor,
 ) -> None:
-    """theta <- theta - lr base(c_R g_R - c_F g_F): `direction_`, then `apply_`."""
-    apply_(theta, direction_(theta, retain, forget, coefficients, finite, state, hyper), lr)
+    """theta <- theta - lr base(c_R g_R - c_F g_F): `combine_`, then `base_step_`. Destroys g_R."""
+    combine_(retain, forget, coefficients)
+    base_step_(theta, retain, finite, state, hyper, lr)
 
 
-def probe_(out: Tensor, theta: Tensor, direction: Tensor, h: float) -> None:
-    """Write theta + h direction into `out`; theta and direction are only read."""
-    torch.add(theta, direction, alpha=h, out=out)
+def probe_(
+    out: Tensor, theta: Tensor, d: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any], h: float | Tensor
+) -> None:
+    """Write theta + h base(d), which is where `base_step_` with lr = -h would go, into `out`. All else is only read."""
+    direction, _ = _DIRECTIONS[hyper["base"]](theta, d, state, hyper)
+    out.copy_(theta + h * direction)
 
 
-def _combine_(retain: Tensor, forget: Tensor, coefficients: Tensor) -> None:
-    """Write d = c_R g_R - c_F g_F over g_R. In float64, because 1/||g|| can exceed the largest float32."""
-    c_r, c_f = coefficients
-    for r, f in zip(retain.split(CHUNK), forget.split(CHUNK), strict=True):
-        r.copy_(c_r * r.double() - c_f * f.double())
+Direction = tuple[Tensor, dict[str, Tensor]]  # base(d), and the state after this step
 
 
-def _sgd(theta: Tensor, d: Tensor, finite: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> Tensor:
+def _sgd(theta: Tensor, d: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> Direction:
     """torch.optim.SGD: coupled weight decay, then heavy-ball or Nesterov momentum without dampening."""
     if hyper["weight_decay"]:
         d = d + hyper["weight_decay"] * theta
     if not hyper["momentum"]:
-        return d
-    buffer = _advance_(state["momentum_buffer"], hyper["momentum"] * state["momentum_buffer"] + d, finite)
-    return d + hyper["momentum"] * buffer if hyper["nesterov"] else buffer
+        return d, {}
+    buffer = hyper["momentum"] * state["momentum_buffer"] + d
+    return d + hyper["momentum"] * buffer if hyper["nesterov"] else buffer, {"momentum_buffer": buffer}
 
 
-def _adamw(theta: Tensor, d: Tensor, finite: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> Tensor:
+def _adamw(theta: Tensor, d: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> Direction:
     """torch.optim.AdamW: bias-corrected moments, decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101)."""
     beta1, beta2 = hyper["betas"]
-    step = _advance_(state["step"], state["step"] + 1, finite).double()
-    m = _advance_(state["exp_avg"], torch.lerp(state["exp_avg"], d, 1 - beta1), finite)
-    v = _advance_(state["exp_avg_sq"], beta2 * state["exp_avg_sq"] + (1 - beta2) * d * d, finite)
-    # Where the first step is refused, step is 0 and 0 / 0 appears below; `direction_` masks it.
-    m_hat = m / (1 - beta1**step).to(m.dtype)
-    v_hat = v / (1 - beta2**step).to(v.dtype)
-    return m_hat / (v_hat.sqrt() + hyper["eps"]) + hyper["weight_decay"] * theta
-
-
-def _advance_(old: Tensor, new: Tensor, finite: Tensor) -> Tensor:
-    """Overwrite `old` by `new`, unless the step is refused."""
-    return old.copy_(torch.where(finite, new, old))
+    step = state["step"] + 1
+    m = torch.lerp(state["exp_avg"], d, 1 - beta1)
+    v = beta2 * state["exp_avg_sq"] + (1 - beta2) * d * d
+    m_hat = m / (1 - beta1 ** step.double()).to(m.dtype)
+    v_hat = v / (1 - beta2 ** step.double()).to(v.dtype)
+    direction = m_hat / (v_hat.sqrt() + hyper["eps"]) + hyper["weight_decay"] * theta
+    return direction, {"step": step, "exp_avg": m, "exp_avg_sq": v}
 
 
 _DIRECTIONS = {"sgd": _sgd, "adamw": _adamw}
