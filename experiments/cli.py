@@ -47,6 +47,7 @@ def tofu(
 ) -> None:
     """Fine-tune, unlearn, evaluate by TOFU's metrics and report. The same command continues an interrupted run."""
     # Imported here, so that --help does not wait for transformers.
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     from experiments.progress import Progress
@@ -55,6 +56,7 @@ def tofu(
     from experiments.tofu.table import results_table
 
     logging.disable_progress_bar()  # ours say what is being done
+    hub_logging.set_verbosity_error()  # a hub that cannot be reached is one line, not one for every attempt
     settings = Settings(
         data=data,
         preset=preset,

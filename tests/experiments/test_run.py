@@ -198,6 +198,7 @@ def test_non_finite_gradient_is_counted_and_shown(tmp_path: Path, monkeypatch: p
 
 def command(*options: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]), "NO_COLOR": "1"}
+    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # no attempts to reach the hub; tiny tensors
     return subprocess.run(
         [sys.executable, "-m", "experiments", "tofu", *options], cwd=cwd, env=environment, capture_output=True, text=True
     )
