@@ -43,4 +43,4 @@ def _pick(metrics: Any, path: tuple[str, ...]) -> Any:
 def _number(value: float | str | None) -> str:
     if value is None:
         return "-"
-    return value if isinstance(value, str) else f"{value:.2g}" if abs(value) < 1e-3 else f"{value:.3g}"
+    return value if isinstance(value, str) else f"{value:.2g}" if abs(value) < 0.1 else f"{value:.3g}"
