@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from experiments.errors import UserError
 from experiments.lm.batches import collate, shuffled_batches
 from experiments.lm.devices import autocast
 from experiments.lm.encoding import Example
@@ -65,7 +66,7 @@ def finetune(
         Number of tokens seen, padding left out.
 
     Raises:
-        FloatingPointError: the loss is not finite; the weights are as before that step.
+        UserError: the loss is not finite; the weights are as before that step.
     """
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), schedule.lr, schedule.betas, weight_decay=schedule.weight_decay)
@@ -78,7 +79,7 @@ def finetune(
                 group["lr"] = schedule.lr * schedule.factor(step, steps)
             loss = answer_loss(model, [examples[i] for i in indices], pad)
             if not math.isfinite(loss.item()):
-                raise FloatingPointError(f"fine-tuning: loss {loss.item()} at step {step} of {steps}; lower the learning rate")
+                raise UserError(f"--finetune-lr: {schedule.lr} gave loss {loss.item()} at step {step} of {steps}; lower it")
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
             optimizer.step()

@@ -21,7 +21,7 @@ COLUMNS = (
 
 def results_table(results: Mapping[str, Any]) -> Table:
     """One row a model, in the order of the results."""
-    table = Table(title="TOFU, " + results["settings"]["preset"], box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title="TOFU, " + results["settings"]["preset"], box=SIMPLE_HEAD, padding=0)
     table.add_column("model", no_wrap=True)
     table.add_column("rate", justify="right", no_wrap=True)
     for title, _ in COLUMNS:

@@ -1,0 +1,236 @@
+"""Batched, sorted, cached and padded computations against the same things done one row at a time."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+
+from experiments.errors import UserError
+from experiments.lm import generation, models, scoring
+from experiments.lm.batches import collate, length_sorted, shuffled_batches
+from experiments.lm.encoding import Encoder, Example
+from experiments.lm.training import FROM_SCRATCH, Schedule, accumulate, answer_loss, finetune
+from experiments.lm.unlearning import Method, unlearn
+from experiments.tofu import synthetic
+from ngdiff.objectives import IGNORE
+
+ROWS = synthetic.rows("forget01")[:24]
+SIZE = models.Size(hidden=64, layers=2, heads=4, intermediate=128, vocabulary=400)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(models.train_tokenizer([row["question"] + row["answer"] for row in ROWS], SIZE.vocabulary))
+
+
+@pytest.fixture
+def model(encoder: Encoder) -> Any:
+    """In float64, where batched and single computations agree far below the gaps between logits."""
+    torch.manual_seed(0)
+    return models.build_llama(SIZE, encoder.tokenizer).double().eval()
+
+
+@pytest.fixture
+def examples(encoder: Encoder) -> list[Example]:
+    return [encoder.example(row["question"], row["answer"]) for row in ROWS]
+
+
+# Encoding
+
+
+def test_qa_template(encoder: Encoder) -> None:
+    example = encoder.example("Who?", "Me.")
+    prompt = encoder.tokenizer.decode(example.ids[: example.prompt])
+    assert prompt == "<s>Question: Who?\nAnswer:"
+    assert encoder.tokenizer.decode(example.ids[example.prompt :]) == " Me.</s>"
+    assert example.ids[: example.prompt] == encoder.prompt_ids("Who?")
+    assert example.scored == len(example.ids) - example.prompt
+
+
+def test_end_token_is_not_doubled(encoder: Encoder) -> None:
+    assert encoder.example("Who?", "Me.</s>").ids == encoder.example("Who?", "Me.").ids
+
+
+def test_llama2_template(encoder: Encoder) -> None:
+    llama2 = Encoder(encoder.tokenizer, "llama2")
+    example = llama2.example("Who?", "Me.")
+    assert encoder.tokenizer.decode(example.ids) == "<s>[INST] Who? [/INST]Me.</s>"
+
+
+CHAT = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}{{ date_string }}>"
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT
+
+
+@pytest.mark.parametrize(("template", "system"), [(CHAT, "system:You are a helpful assistant.;"), (NO_SYSTEM, "")])
+def test_chat_template(encoder: Encoder, template: str, system: str) -> None:
+    """With a fixed date, and without the system turn where the template refuses one."""
+    tokenizer = models.train_tokenizer(["a"], 300)
+    tokenizer.chat_template = template
+    chat = Encoder(tokenizer)
+    assert chat.template == "chat"
+    assert tokenizer.decode(chat.example("Who?", "Me.").ids) == f"<s>{system}user:Who?;10 Apr 2025>Me.</s>"
+
+
+def test_token_merged_over_the_boundary_is_scored() -> None:
+    """A tokenizer that merges the prompt's last character with the answer's first one."""
+    merging = models.train_tokenizer(["[INST] q [/INST]]", "]]" * 50], 300)
+    merging.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    example = Encoder(merging, "llama2").example("q", "]x")
+    prompt, answer = (merging.decode(part) for part in (example.ids[: example.prompt], example.ids[example.prompt :]))
+    assert prompt + answer == "<s>[INST] q [/INST]]x</s>"
+    assert answer.startswith("]]")
+
+
+# Batches
+
+
+def test_collate_masks_by_length_and_not_by_id(examples: list[Example]) -> None:
+    pad = examples[0].ids[-1]  # the end token, as in tokenizers without a padding token
+    batch = collate(examples[:5], pad, CPU)
+    for i, example in enumerate(examples[:5]):
+        n = len(example.ids)
+        assert batch["input_ids"][i, :n].tolist() == list(example.ids)
+        assert batch["attention_mask"][i].tolist() == [1] * n + [0] * (batch["input_ids"].shape[1] - n)
+        scored = (batch["labels"][i] != IGNORE).nonzero()[:, 0].tolist()
+        assert scored == list(range(example.prompt, n))
+    assert "attention_mask" not in collate([examples[0], examples[0]], pad, CPU)
+
+
+@pytest.mark.parametrize("tokens", [1, 50, 200, 10**6])
+def test_length_sorted_covers_all_within_the_budget(tokens: int) -> None:
+    lengths = [(7 * i) % 31 + 1 for i in range(50)]
+    batches = list(length_sorted(lengths, tokens))
+    assert sorted(i for batch in batches for i in batch) == list(range(50))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= tokens for batch in batches)
+    flat = [lengths[i] for batch in batches for i in batch]
+    assert flat == sorted(flat, reverse=True)
+
+
+def test_shuffled_batches_cover_all_once_and_depend_on_the_generator() -> None:
+    lengths = [(7 * i) % 31 + 1 for i in range(101)]
+    first, second, third = (shuffled_batches(lengths, 8, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert first == second != third
+    assert sorted(i for batch in first for i in batch) == list(range(101))
+    assert max(map(len, first)) == 8
+
+
+# Scoring and generation
+
+
+def test_scores_are_those_of_one_row_at_a_time(
+    model: Any, encoder: Encoder, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "TOKENS", 500)  # several batches
+    found = scoring.answer_nll(model, examples, encoder.pad)
+    for example, nll in zip(examples, found, strict=True):
+        ids = torch.tensor([example.ids])
+        with torch.no_grad():
+            log_p = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        own = -log_p.gather(1, ids[0, 1:, None])[example.prompt - 1 :, 0].mean().item()
+        assert nll == pytest.approx(own, rel=1e-5)  # the result passes through float32
+
+
+def test_destroyed_model_scores_a_large_number(model: Any, encoder: Encoder, examples: list[Example]) -> None:
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(float("nan"))
+    assert scoring.answer_nll(model, examples[:3], encoder.pad) == [scoring.LARGEST_NLL] * 3
+
+
+def test_generation_is_that_of_transformers_one_row_at_a_time(
+    model: Any, encoder: Encoder, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of different length, some ending early: left padding, cache and shrinking batches change nothing."""
+    finetune(model, examples, encoder.pad, Schedule(epochs=30, batch=8, lr=5e-3), torch.Generator().manual_seed(0))
+    prompts = [encoder.prompt_ids(row["question"]) for row in ROWS]
+    monkeypatch.setattr(generation, "TOKENS", 8 * (max(map(len, prompts)) + 40))  # several batches
+    found = generation.greedy(model, prompts, encoder.eos, encoder.pad, 40)
+    for prompt, ids in zip(prompts, found, strict=True):
+        options = {"do_sample": False, "max_new_tokens": 40, "eos_token_id": encoder.eos, "pad_token_id": encoder.pad}
+        input_ids = torch.tensor([prompt])
+        own = model.generate(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **options)[
+            0, len(prompt) :
+        ].tolist()
+        assert ids == own[: own.index(encoder.eos) if encoder.eos in own else None]
+    lengths = set(map(len, found))
+    assert min(lengths) < 40 == max(lengths)  # both kinds occurred
+
+
+# Training
+
+
+def test_accumulated_gradient_is_that_of_the_whole_batch(model: Any, encoder: Encoder, examples: list[Example]) -> None:
+    answer_loss(model, examples[:7], encoder.pad).backward()
+    whole = [p.grad.clone() for p in model.parameters()]
+    for parts in (1, 2, 3, 7):
+        model.zero_grad()
+        loss = accumulate(model, examples[:7], encoder.pad, parts)
+        # Losses are computed in float32 or wider; here float64, about 1e3 roundings.
+        assert loss.item() == pytest.approx(answer_loss(model, examples[:7], encoder.pad).item(), rel=1e-6)
+        for mine, theirs in zip(model.parameters(), whole, strict=True):
+            torch.testing.assert_close(mine.grad, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_schedule_warms_up_and_decays() -> None:
+    schedule = replace(FROM_SCRATCH, warmup=0.1)
+    factors = [schedule.factor(step, 100) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) <= 1
+    assert factors.index(max(factors)) == 9
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[-1] < 1e-3
+
+
+def test_diverging_fine_tuning_is_one_line(model: Any, encoder: Encoder, examples: list[Example]) -> None:
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("inf"))
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(UserError, match=r"--finetune-lr: 0\.002 gave loss nan at step 0"):
+        finetune(model, examples, encoder.pad, FROM_SCRATCH, torch.Generator().manual_seed(0))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("rule", ["ngdiff", "ga"])
+def test_every_method_sees_the_same_batches(model: Any, encoder: Encoder, examples: list[Example], rule: str) -> None:
+    """With a rate so small that nothing changes, the losses tell which rows were drawn."""
+    records = [
+        list(
+            unlearn(
+                model,
+                examples[:5],
+                examples[5:],
+                encoder.pad,
+                Method(name, "sgd", 1e-30),
+                4,
+                3,
+                torch.Generator().manual_seed(0),
+            )
+        )
+        for name in ("gdiff", rule)
+    ]
+    for mine, theirs in zip(*records, strict=True):
+        assert (mine["retain_loss"], mine["forget_loss"]) == (theirs["retain_loss"], theirs["forget_loss"])
+    assert len({record["forget_loss"] for record in records[0]}) == 4
+
+
+def test_forget_rows_come_in_whole_passes() -> None:
+    from experiments.lm.unlearning import _passes
+
+    batches = _passes(5, 3, torch.Generator().manual_seed(0))
+    rows = [i for _ in range(5) for i in next(batches)]
+    assert [sorted(rows[k : k + 5]) for k in (0, 5, 10)] == [list(range(5))] * 3
+
+
+@pytest.mark.parametrize("base", ["sgd", "adamw"])
+def test_unlearning_forgets_and_keeps(model: Any, encoder: Encoder, examples: list[Example], base: str) -> None:
+    model.float()
+    finetune(model, examples, encoder.pad, Schedule(epochs=60, batch=8, lr=5e-3), torch.Generator().manual_seed(0))
+    forget, retain = examples[:4], examples[4:]
+    list(unlearn(model, forget, retain, encoder.pad, Method("ngdiff", base, "auto"), 40, 8, torch.Generator().manual_seed(0)))
+    mean = [sum(math.exp(-x) for x in scoring.answer_nll(model, rows, encoder.pad)) / len(rows) for rows in (retain, forget)]
+    # Both are 0.98 before; GA at any rate that forgets ends below 0.1 on both.
+    assert mean[0] > 0.8
+    assert mean[1] < 0.1
