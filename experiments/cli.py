@@ -83,6 +83,18 @@ def tofu(
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
 
 
+@app.command()
+def summary(
+    runs: Annotated[list[Path], typer.Argument(help="Output folders of finished runs.")],
+    out: Annotated[Path, typer.Option(help="Folder for runs.csv, manifests.json and tradeoff.png.")],
+) -> None:
+    """Put finished runs side by side in one CSV and one picture."""
+    from experiments.tofu.summary import summarize
+
+    rows = summarize(runs, out)
+    Console().print(f"{len(rows)} rows: {out / 'runs.csv'}", soft_wrap=True, highlight=False)
+
+
 def main() -> None:
     """Run the command line. What the user can mend is one line on stderr and exit status 2."""
     try:

@@ -231,6 +231,6 @@ def test_unlearning_forgets_and_keeps(model: Any, encoder: Encoder, examples: li
     forget, retain = examples[:4], examples[4:]
     list(unlearn(model, forget, retain, encoder.pad, Method("ngdiff", base, "auto"), 40, 8, torch.Generator().manual_seed(0)))
     mean = [sum(math.exp(-x) for x in scoring.answer_nll(model, rows, encoder.pad)) / len(rows) for rows in (retain, forget)]
-    # Both are 0.98 before; GA at any rate that forgets ends below 0.1 on both.
+    # Both are 0.98 before.
     assert mean[0] > 0.8
     assert mean[1] < 0.1

@@ -1,5 +1,6 @@
 """A whole run, small: what it leaves, that it is reproducible, and that an interruption costs one stage and changes nothing."""
 
+import csv
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from experiments.progress import Progress
 from experiments.tofu import run as tofu_run
 from experiments.tofu.run import TofuRun
 from experiments.tofu.settings import Settings
+from experiments.tofu.summary import summarize
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -259,3 +261,22 @@ def test_bad_input_is_one_line_and_status_2(options: Any, found: str, tmp_path: 
     assert "\x1b" not in done.stderr
     assert done.stdout == ""
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_summary_puts_runs_side_by_side(finished: Path, tmp_path: Path) -> None:
+    rows = summarize([finished], tmp_path)
+    written = list(csv.DictReader((tmp_path / "runs.csv").open()))
+    assert [row["method"] for row in written] == ["before", "retain-only", "ngdiff", "ga"]
+    assert [row["rates_tried"] for row in written] == ["", "", "1", "2"]
+    models_ = read(finished, "results.json")["models"]
+    for row, model in zip(rows, models_, strict=True):
+        before, after = (m["metrics"]["sets"]["retain"]["probability"] for m in (models_[0], model))
+        assert row["retain_kept"] == after / before
+    assert read(tmp_path, "manifests.json")[finished.name] == read(finished, "manifest.json")
+    assert (tmp_path / "tradeoff.png").stat().st_size > 5000
+
+
+def test_summary_of_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no finished run .*; give output folders"):
+        summarize([tmp_path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
