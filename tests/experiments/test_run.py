@@ -265,7 +265,7 @@ def test_bad_input_is_one_line_and_status_2(options: Any, found: str, tmp_path: 
 
 def test_summary_puts_runs_side_by_side(finished: Path, tmp_path: Path) -> None:
     rows = summarize([finished], tmp_path)
-    written = list(csv.DictReader((tmp_path / "runs.csv").open()))
+    written = list(csv.DictReader((tmp_path / "runs.csv").read_text().splitlines()))
     assert [row["method"] for row in written] == ["before", "retain-only", "ngdiff", "ga"]
     assert [row["rates_tried"] for row in written] == ["", "", "1", "2"]
     models_ = read(finished, "results.json")["models"]
@@ -277,6 +277,6 @@ def test_summary_puts_runs_side_by_side(finished: Path, tmp_path: Path) -> None:
 
 
 def test_summary_of_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no finished run .*; give output folders"):
+    with pytest.raises(UserError, match=r"no finished run .*; give output folders"):
         summarize([tmp_path], tmp_path / "out")
     assert not (tmp_path / "out").exists()
