@@ -43,7 +43,7 @@ def tofu(
     new_tokens: Annotated[int, typer.Option(help="Length of a generation at most.")] = 200,
     eval_rows: Annotated[int | None, typer.Option(help="Rows a set to evaluate. Default: all.")] = None,
     seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Output folder. Default: runs/tofu-<preset>-<data>-<seed>.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder. Default: one in runs/, named by the options.")] = None,
 ) -> None:
     """Fine-tune, unlearn, evaluate by TOFU's metrics and report. The same command continues an interrupted run."""
     # Imported here, so that --help does not wait for transformers.
@@ -51,11 +51,13 @@ def tofu(
     from transformers.utils import logging
 
     from experiments.progress import Progress
+    from experiments.stages import json_hash
     from experiments.tofu.run import TofuRun
     from experiments.tofu.settings import Settings
     from experiments.tofu.table import results_table
 
     logging.disable_progress_bar()  # ours say what is being done
+    logging.set_verbosity_error()
     hub_logging.set_verbosity_error()  # a hub that cannot be reached is one line, not one for every attempt
     settings = Settings(
         data=data,
@@ -76,7 +78,10 @@ def tofu(
         seed=seed,
     )
     source = data if data in ("synthetic", "hub") else Path(data).resolve().name
-    folder = out or Path("runs") / f"tofu-{preset}-{source}-{seed}"
+    # Runs that differ in more than the name says get folders of their own.
+    plain = Settings(data=data, preset=preset, seed=seed)
+    suffix = "" if settings == plain else f"-{json_hash(settings.as_dict())[:6]}"
+    folder = out or Path("runs") / f"tofu-{preset}-{source}-{seed}{suffix}"
     console = Console()
     results = TofuRun(settings, folder, Progress(console)).run()
     console.print(results_table(results))

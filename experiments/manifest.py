@@ -30,13 +30,11 @@ def versions() -> dict[str, str | None]:
 def commit() -> str | None:
     """The checked-out commit, with "-dirty" if tracked files differ from it; None outside a git repository."""
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-        changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=ROOT, capture_output=True, text=True, check=True
-        )
+        if Path(_git("rev-parse", "--show-toplevel")) != ROOT:  # unpacked inside another repository
+            return None
+        return _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")
 
 
 def describe_device(device: torch.device) -> str:
@@ -59,6 +57,10 @@ def manifest(device: torch.device, **entries: Any) -> dict[str, Any]:
     """The common entries, then those of the run."""
     common = {"project": "ngdiff", "commit": commit(), "versions": versions(), "device": describe_device(device)}
     return common | entries | {"peak_memory_mib": round(peak_memory_mib(device))}
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _processor() -> str:

@@ -27,6 +27,13 @@ class Output:
     def __init__(self, folder: Path, config: Mapping[str, Any]):
         self.folder = folder
         self.config = dict(config)
+        try:
+            self._check()
+        except OSError as error:
+            raise UserError(f"--out: {str(folder)!r} cannot be used ({error.strerror}); give another folder") from None
+
+    def _check(self) -> None:
+        folder = self.folder
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--out: {str(folder)!r} is a file; give a folder")
         if folder.is_dir() and any(folder.iterdir()):

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 SOURCES = ("ngdiff", "ngdiff_kernels", "experiments")
-NOT_AN_INPUT = "report"  # how results are shown changes none of them
+# How results are shown changes none of them.
+NOT_INPUTS = {"report", "cli.py", "progress.py", "table.py", "summary.py"}
 
 
 class Stages:
@@ -52,9 +53,8 @@ class Stages:
             start = time.monotonic()
             compute(temporary)
             write_json(temporary / "stage.json", {"name": name, "inputs": inputs, "seconds": time.monotonic() - start})
-            for path in temporary.rglob("*"):
-                if path.is_file():
-                    _sync(path)
+            for path in (*temporary.rglob("*"), temporary):
+                _sync(path)
             os.replace(temporary, final)
             _sync(self.root)
             self.computed.append(name)
@@ -68,8 +68,9 @@ def code_hash(root: Path) -> str:
     folders = {"ngdiff_kernels": root / "kernels" / "ngdiff_kernels"}
     for package in SOURCES:
         for path in sorted(folders.get(package, root / package).rglob("*.py")):
-            if NOT_AN_INPUT not in path.parts:
-                digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+            relative = path.relative_to(root)
+            if NOT_INPUTS.isdisjoint(relative.parts):
+                digest.update(relative.as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 

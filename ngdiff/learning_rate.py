@@ -42,9 +42,14 @@ def fit_parabola(minus: float, zero: float, plus: float, h: float, unit_roundoff
         h: probe step, in units of the learning rate, > 0.
         unit_roundoff: of the dtype in which the losses were computed; 2^-24 for float32.
 
+    Raises:
+        ValueError: h is not > 0.
+
     Source: Bu & Xu, "Gradient descent with generalized Newton's method", arXiv 2407.02772; arXiv 2410.22086, section on the
         learning rate.
     """
+    if not h > 0:
+        raise ValueError(f"h = {h}: the probe step must be > 0; an automatic learning rate must not be set to 0 from outside")
     difference = plus - 2 * zero + minus
     # Four roundings enter the second difference, with weights 1, 2, 1: at most 4 u L_0.
     floor = 4 * unit_roundoff * abs(zero)
@@ -79,6 +84,8 @@ class AutoLearningRate:
     Args:
         initial: the rate at which the search starts.
         every: steps from one refresh to the next.
+        unit_roundoff: of the dtype in which the probed losses are computed, 2^-24 for float32. Probe in float32 wherever it can
+            be afforded: the noise of bfloat16 hides all but the longest probes.
 
     Attributes:
         trace: every refresh, in order.
@@ -91,6 +98,7 @@ class AutoLearningRate:
 
     initial: float = 1e-2
     every: int = 10
+    unit_roundoff: float = 2.0**-24
     trace: list[Refresh] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -116,7 +124,7 @@ class AutoLearningRate:
         searching = not self.trace or self.trace[-1].outcome == NOTHING
         for _ in range(SEARCH if searching else 1):
             old = found[-1].new if found else lr
-            found.append(Refresh(step, old, *propose(loss_at(-old), zero, loss_at(old), old)))
+            found.append(Refresh(step, old, *propose(loss_at(-old), zero, loss_at(old), old, self.unit_roundoff)))
             if old / SETTLED <= found[-1].new <= old * SETTLED:
                 break
         if len(found) == SEARCH and found[-1].outcome in ("unresolved", "not finite"):
@@ -135,11 +143,11 @@ class AutoLearningRate:
         self.trace = [Refresh(*entry) for entry in state["trace"]]
 
 
-def propose(minus: float, zero: float, plus: float, h: float) -> tuple[float, str]:
+def propose(minus: float, zero: float, plus: float, h: float, unit_roundoff: float = 2.0**-24) -> tuple[float, str]:
     """The next rate after probing at -h, 0, +h, and the reason: one refresh of `AutoLearningRate`, without its memory."""
     if not math.isfinite(minus + zero + plus):
         return h / 2, "not finite"
-    parabola = fit_parabola(minus, zero, plus, h)
+    parabola = fit_parabola(minus, zero, plus, h, unit_roundoff)
     if not parabola.resolved:
         return 2 * h, "unresolved"
     if parabola.slope <= 0 or parabola.curvature <= 0:

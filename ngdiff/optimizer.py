@@ -38,14 +38,16 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
     """theta <- theta - lr base(c_R g_R - c_F g_F), with (c_R, c_F) from a combination rule.
 
     The trainable parameters are moved into one flat buffer and become views of it, so build the optimizer after the model
-    has reached its device and dtype. Backwards inside `task` accumulate; `step` consumes both gradients. A step whose
-    gradients or losses are not finite changes neither parameters nor state; it is counted in `skipped_steps`.
+    has reached its device and dtype. It adds one gradient buffer a task and the state of the base: 2 n elements for SGD, 4 n
+    for AdamW. Backwards inside `task` accumulate; `step` consumes both gradients. A step whose gradients or losses are not
+    finite, or whose direction would overflow, changes neither parameters nor state; it is counted in `skipped_steps`.
 
     Args:
         params: parameters or param groups, as for torch.optim. Frozen parameters are left out.
         rule: a name (`ngdiff.rules.names()`) or a `Rule`.
         base: "sgd" or "adamw".
-        lr: a number, or "auto", or an `AutoLearningRate`; the automatic rate is common to all param groups.
+        lr: a number, or "auto", or an `AutoLearningRate`; the automatic rate is common to all param groups and leaves no
+            place for a scheduler.
         momentum, nesterov: of SGD.
         betas, eps: of AdamW.
         weight_decay: coupled for SGD and decoupled for AdamW, as in torch.optim.
@@ -89,6 +91,8 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         more = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "dampening": 0.0}
         # Always 0, and there only so that torch.optim.SGD can go on from this optimizer's state_dict.
         super().__init__(params, defaults | more)
+        if not any(self._segments):
+            raise ValueError("params: every parameter is frozen; pass at least one with requires_grad=True")
 
     @property
     def skipped_steps(self) -> int:
@@ -159,8 +163,8 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         Args:
             closure: runs both tasks and returns a loss, as in torch.optim.
             losses: (retain, forget), shape (); needed by rules that read them, and a non-finite one refuses the step.
-            probe: evaluates the retain loss at the model's current weights; needed by lr="auto", which calls it three times at
-                a refresh, each with the same random state.
+            probe: evaluates the retain loss at the model's current weights, outside autocast; needed by lr="auto", which calls
+                it three times at a refresh, more often at the first, each time with the same random state.
 
         Returns:
             What `closure` returned, else None.
@@ -282,11 +286,13 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
                 out = segment.gradients["forget"]  # no longer needed once d is formed
                 backend_for(out.device).probe_(out, segment.theta, segment.gradients["retain"], segment.state, group, h)
                 segment.point_at(out)
+            torch.clear_autocast_cache()  # it would go on serving the weights of before, cast to half precision
             with torch.random.fork_rng(devices=cuda):  # the same dropout mask in every probe of a refresh
                 return float(probe())
         finally:
             for segment in self._all_segments():
                 segment.point_at(segment.theta)
+            torch.clear_autocast_cache()
 
     def _grouped(self) -> Iterator[tuple[dict[str, Any], Segment]]:
         for group, members in zip(self.param_groups, self._segments, strict=True):

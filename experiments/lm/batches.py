@@ -48,9 +48,9 @@ def shuffled_batches(lengths: Sequence[int], size: int, generator: torch.Generat
     Rows are sorted by length only inside random pools of eight batches, which keeps the batches random and saves most of the
     padding.
     """
-    order = torch.randperm(len(lengths), generator=generator).tolist()
+    order = torch.randperm(len(lengths), generator=generator, device="cpu").tolist()
     batches = []
     for start in range(0, len(order), 8 * size):
         pool = sorted(order[start : start + 8 * size], key=lambda i: lengths[i])
         batches += [pool[i : i + size] for i in range(0, len(pool), size)]
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator, device="cpu").tolist()]

@@ -78,9 +78,12 @@ class Encoder:
         return self._encode(TEMPLATES[self.template](self.tokenizer, question)[0])
 
     def _encode(self, text: str) -> tuple[int, ...]:
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        bos = self.tokenizer.bos_token_id
-        return tuple(ids) if bos is None or (ids and ids[0] == bos) else (bos, *ids)
+        """Ids of a text that begins a sequence. A chat template writes its special tokens itself; elsewhere the tokenizer adds
+        those that its model was trained with, of which an end token is not wanted yet.
+        """
+        chat = self.template == "chat"
+        ids = tuple(self.tokenizer(text, add_special_tokens=not chat)["input_ids"])
+        return ids[:-1] if not chat and ids[-1:] == (self.eos,) and not text.endswith(self.tokenizer.eos_token) else ids
 
 
 def _qa(tokenizer: Any, question: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ TOKENS = 32768  # cache entries a batch: rows x (prompt + new tokens)
 
 
 @torch.inference_mode()
-def greedy(model: Any, prompts: Sequence[Sequence[int]], eos: int, pad: int, max_new_tokens: int = 200) -> list[list[int]]:
+def greedy(model: Any, prompts: Sequence[Sequence[int]], eos: int, pad: int, max_new_tokens: int) -> list[list[int]]:
     """Up to `max_new_tokens` ids after each prompt, cut before the end token, in the order given.
 
     Batches are sorted by length and left-padded, keys and values are cached, and rows that have ended leave the batch.
@@ -21,7 +21,9 @@ def greedy(model: Any, prompts: Sequence[Sequence[int]], eos: int, pad: int, max
     model.eval()
     result: list[list[int]] = [[] for _ in prompts]
     for indices in length_sorted([len(prompt) + max_new_tokens for prompt in prompts], TOKENS):
-        for i, ids in zip(indices, _greedy_batch(model, [prompts[i] for i in indices], eos, pad, max_new_tokens), strict=True):
+        with autocast(model.device):
+            batch = _greedy_batch(model, [prompts[i] for i in indices], eos, pad, max_new_tokens)
+        for i, ids in zip(indices, batch, strict=True):
             result[i] = ids
     return result
 
@@ -33,15 +35,14 @@ def _greedy_batch(model: Any, prompts: list[Sequence[int]], eos: int, pad: int, 
     cache = None
     for _ in range(max_new_tokens):
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        with autocast(model.device):
-            out = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
+        out = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,  # only the last position predicts the next token
+        )
         cache = out.past_key_values
         token = out.logits[:, -1].argmax(-1)
         tokens = token.tolist()

@@ -1,5 +1,6 @@
 """Language models: small Llamas from scratch, with a tokenizer of their own, or pretrained ones."""
 
+import hashlib
 import math
 import sys
 from collections.abc import Iterable, Iterator
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from experiments.errors import UserError
 
@@ -41,7 +41,7 @@ SIZES = {
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     """Byte-level BPE trained on `texts`, as a transformers tokenizer. Every string can be encoded."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
@@ -54,6 +54,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    begin = (BOS, tokenizer.token_to_id(BOS))
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[begin])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD)
 
 
@@ -90,18 +92,40 @@ def load_tokenizer(source: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(source)
 
 
-def check_vocabulary(source: str, tokenizer: Any) -> None:
-    """Refuse a model that has no embedding for some of the tokenizer's ids, before its weights are loaded.
+def check_pretrained(source: str, tokenizer: Any) -> None:
+    """Load a model once, in its own dtype, to find out before anything is written that it can be used.
 
     Raises:
-        UserError: the vocabulary does not fit, or the folder or hub id holds no model.
+        UserError: it cannot be loaded, lacks weights that would stay random, or does not embed all of the tokenizer's ids.
     """
-    rows = int(_config(source).vocab_size)
+    from transformers import AutoModelForCausalLM
+
+    with _loading(source):
+        model, info = AutoModelForCausalLM.from_pretrained(source, dtype="auto", output_loading_info=True)
+    if info["missing_keys"]:
+        raise UserError(
+            f"--model: {source!r} lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}; "
+            "give a complete checkpoint of a causal language model"
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(
             f"--model: the tokenizer of {source!r} has {len(tokenizer)} tokens and the model embeds {rows}; "
             "give a model and tokenizer that belong together"
         )
+
+
+def identity(source: str) -> str:
+    """What tells one state of a pretrained model from another: the hub's commit, or a hash of the folder's files."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return str(getattr(_config(source), "_commit_hash", None))
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def positions(source: str | None, size: str) -> int:
@@ -149,6 +173,6 @@ def _loading(source: str | Path) -> Iterator[None]:
     """Whatever transformers raises for a missing or broken model becomes one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except Exception as error:  # its own, torch's, safetensors' and the validation of configurations
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"--model: {str(source)!r} cannot be loaded ({reason}); give a hub id or a model folder") from None

@@ -19,7 +19,7 @@ LARGEST_NLL = 1e4  # nats; what a NaN or infinite NLL counts as, so that a destr
 def answer_nll(model: Any, examples: Sequence[Example], pad: int) -> list[float]:
     """Mean NLL a scored token, in nats, one number an example, in the order given."""
     model.eval()
-    result = torch.empty(len(examples))
+    result = torch.empty(len(examples), device="cpu")
     for indices in length_sorted([len(example.ids) for example in examples], TOKENS):
         batch = collate([examples[i] for i in indices], pad, model.device)
         labels = batch.pop("labels")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,7 @@ def finetune(
         Number of tokens seen, padding left out.
 
     Raises:
-        UserError: the loss is not finite; the weights are as before that step.
+        UserError: the loss or the gradient is not finite; the weights are as before that step.
     """
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), schedule.lr, schedule.betas, weight_decay=schedule.weight_decay)
@@ -81,7 +82,9 @@ def finetune(
             if not math.isfinite(loss.item()):
                 raise UserError(f"--finetune-lr: {schedule.lr} gave loss {loss.item()} at step {step} of {steps}; lower it")
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
+            if not math.isfinite(norm.item()):
+                raise UserError(f"--finetune-lr: {schedule.lr} gave gradient norm {norm.item()} at step {step}; lower it")
             optimizer.step()
             optimizer.zero_grad()
             step += 1
@@ -105,10 +108,10 @@ def accumulate(model: Any, examples: Sequence[Example], pad: int, parts: int = 2
     return total
 
 
-def answer_loss(model: Any, examples: Sequence[Example], pad: int) -> torch.Tensor:
-    """Mean NLL of the answers' tokens in one batch, shape ()."""
+def answer_loss(model: Any, examples: Sequence[Example], pad: int, exact: bool = False) -> torch.Tensor:
+    """Mean NLL of the answers' tokens in one batch, shape (); `exact` computes it in float32 also on a GPU."""
     batch = collate(examples, pad, model.device)
     labels = batch.pop("labels")
-    with autocast(model.device):
+    with nullcontext() if exact else autocast(model.device):
         logits = model(**batch, use_cache=False).logits
     return objectives.nll(logits, labels)

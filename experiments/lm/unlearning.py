@@ -44,7 +44,7 @@ def unlearn(
     """Unlearn in place, and yield a record of each step after it is taken.
 
     The rows of a step depend on the generator alone, so every method that gets an equal generator sees equal batches: the
-    forget rows in shuffled passes, and as many retain rows drawn uniformly.
+    forget rows in shuffled passes, and `batch` retain rows (or all, if fewer) drawn uniformly.
 
     Yields:
         step, both losses (before the step), both gradient norms, cosine, c (weight of the retain task in the paper's
@@ -55,12 +55,12 @@ def unlearn(
     rows = _passes(len(forget), batch, generator)
     for step in range(steps):
         forget_rows = [forget[i] for i in next(rows)]
-        retain_rows = [retain[i] for i in torch.randperm(len(retain), generator=generator)[:batch].tolist()]
+        retain_rows = [retain[i] for i in torch.randperm(len(retain), generator=generator, device="cpu")[:batch].tolist()]
         losses = []
         for task, examples in (("retain", retain_rows), ("forget", forget_rows)):
             with optimizer.task(task):
                 losses.append(accumulate(model, examples, pad))
-        optimizer.step(losses=(losses[0], losses[1]), probe=partial(answer_loss, model, retain_rows, pad))
+        optimizer.step(losses=(losses[0], losses[1]), probe=partial(answer_loss, model, retain_rows, pad, exact=True))
         yield _record(step, losses, optimizer)
         on_step(step + 1, steps)
     model.eval()
@@ -71,7 +71,7 @@ def _passes(n: int, batch: int, generator: torch.Generator) -> Iterator[list[int
     pending: list[int] = []
     while True:
         while len(pending) < batch:
-            pending += torch.randperm(n, generator=generator).tolist()
+            pending += torch.randperm(n, generator=generator, device="cpu").tolist()
         yield pending[:batch]
         pending = pending[batch:]
 

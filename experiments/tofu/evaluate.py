@@ -9,14 +9,12 @@ from experiments.lm.scoring import answer_nll
 from experiments.tofu.data import EvaluationRow
 from experiments.tofu.metrics import ScoredRow, rouge_recall
 
-NEW_TOKENS = 200  # as the benchmark
-
 
 def evaluate(
     model: Any,
     encoder: Encoder,
     sets: Mapping[str, Sequence[EvaluationRow]],
-    max_new_tokens: int = NEW_TOKENS,
+    max_new_tokens: int,
     on_part: Callable[[str], None] = lambda part: None,
 ) -> dict[str, list[ScoredRow]]:
     """Score and answer all rows of all sets at once, so that batches are full and well sorted.
@@ -25,7 +23,7 @@ def evaluate(
         model: of transformers, on its device.
         encoder: its tokenizer and template.
         sets: set name -> rows.
-        max_new_tokens: length of a generation at most.
+        max_new_tokens: length of a generation at most; the benchmark's is 200.
         on_part: called with the name of each part before it begins.
 
     Returns:

@@ -114,6 +114,11 @@ def forget_quality(unlearned: Sequence[ScoredRow], reference: Sequence[ScoredRow
     return {"forget_quality": p, "log10_forget_quality": log10_p, "ks_statistic": float(test.statistic)}
 
 
+def share(after: float, before: float) -> float:
+    """What is left of a probability; nothing is left of one that was zero."""
+    return after / max(before, sys.float_info.min)
+
+
 def summary(rows: Mapping[str, Sequence[ScoredRow]]) -> dict[str, Any]:
     """All metrics of one model that need no reference: a set each, model utility and utility on the retain set alone."""
     sets = {name: set_metrics(name, rows[name]) for name in SETS if name in rows}

@@ -24,7 +24,7 @@ from experiments.progress import Progress
 from experiments.stages import Stages, code_hash, read_json, write_json, write_text
 from experiments.tofu.data import EvaluationRow, Row, TofuData, load
 from experiments.tofu.evaluate import evaluate
-from experiments.tofu.metrics import AUTHOR_SETS, ScoredRow, forget_quality, summary
+from experiments.tofu.metrics import AUTHOR_SETS, ScoredRow, forget_quality, share, summary
 from experiments.tofu.settings import Settings
 from experiments.tofu.sources import open_source
 
@@ -51,8 +51,16 @@ class TofuRun:
         self.data = _limited(load(open_source(settings.data, settings.seed), settings.preset), settings.eval_rows)
         self.encoder = self._encoder()
         self._check_lengths()
-        common = {"code": code_hash(manifest.ROOT), "versions": manifest.versions(), "device": self.device.type}
-        self.stages = Stages(self.output.folder / "stages", common | {"data": self.data.sha256, "seed": settings.seed})
+        self.model_identity = models.identity(settings.model) if settings.model else None
+        common = {
+            "code": code_hash(manifest.ROOT),
+            "versions": manifest.versions(),
+            "device": self.device.type,
+            "data": self.data.sha256,
+            "pretrained": self.model_identity,
+            "seed": settings.seed,
+        }
+        self.stages = Stages(self.output.folder / "stages", common)
 
     def run(self) -> dict[str, Any]:
         """Compute what is not there yet, write results and report, and return the results."""
@@ -72,7 +80,7 @@ class TofuRun:
             steps += [{"method": name, **record} for record in records]
             method["skipped_steps"] = sum(not record["finite"] for record in records)
             entries.append(self._entry(name, "method", method, self._evaluate(name, folder), reference))
-        return self._write({"settings": self.settings.as_dict(), "models": entries}, steps)
+        return self._write({"settings": self.settings.as_dict(), "models": entries}, steps, [full, retain_only])
 
     # Inputs
 
@@ -83,7 +91,7 @@ class TofuRun:
             tokenizer = models.train_tokenizer(texts, models.SIZES[self.settings.size].vocabulary)
         else:
             tokenizer = models.load_tokenizer(self.settings.model)
-            models.check_vocabulary(self.settings.model, tokenizer)
+            models.check_pretrained(self.settings.model, tokenizer)
         return Encoder(tokenizer, self.settings.template)
 
     def _check_lengths(self) -> None:
@@ -95,7 +103,9 @@ class TofuRun:
                 longest = max(len(self.encoder.example(row.question, answer).ids) for answer in answers)
                 longest = max(longest, len(self.encoder.prompt_ids(row.question)) + self.settings.new_tokens)
                 if longest > limit:
-                    raise UserError(f"{row.place}: needs {longest} tokens, the model has {limit} positions; shorten the row")
+                    raise UserError(
+                        f"{row.place}: needs {longest} tokens, the model has {limit} positions; shorten it or --new-tokens"
+                    )
 
     def _examples(self, rows: Sequence[Row]) -> list[Example]:
         return [self.encoder.example(row.question, row.answer) for row in rows]
@@ -159,8 +169,8 @@ class TofuRun:
                 scored = evaluate(model, self.encoder, self.data.evaluation, self.settings.new_tokens, on_part)
             write_json(target / "rows.json", {key: [asdict(row) for row in rows] for key, rows in scored.items()})
 
-        rows = {key: len(members) for key, members in self.data.evaluation.items()}
-        inputs = {"model": folder.name, "rows": rows, "new_tokens": self.settings.new_tokens, "template": self.encoder.template}
+        texts = {"template": self.encoder.template, "new_tokens": self.settings.new_tokens}
+        inputs = {"model": folder.name, "rows": self._evaluated_rows()} | texts
         stored = read_json(self.stages.run(f"evaluate-{_slug(name)}", inputs, compute) / "rows.json")
         return {key: [ScoredRow.from_dict(row) for row in members] for key, members in stored.items()}
 
@@ -176,7 +186,7 @@ class TofuRun:
             before = self._probabilities(start)
             for method, folder in zip(trials, folders, strict=True):
                 after = self._probabilities(folder)
-                score = min(after["retain"] / before["retain"], 1 - after["forget"] / before["forget"])
+                score = min(share(after["retain"], before["retain"]), 1 - share(after["forget"], before["forget"]))
                 probabilities = {f"{key}_probability": value for key, value in after.items()}
                 tried.append({"learning_rate": method.lr, "score": score} | probabilities)
         best = max(range(len(tried)), key=lambda i: tried[i]["score"]) if tried else 0
@@ -195,7 +205,11 @@ class TofuRun:
             means = {key: fmean(math.exp(-value) for value in values) for key, values in nll.items()}
             write_json(target / "probabilities.json", means)
 
-        return read_json(self.stages.run("probe", {"model": folder.name}, compute) / "probabilities.json")
+        inputs = {"model": folder.name, "rows": self._evaluated_rows()}
+        return read_json(self.stages.run(f"probe-{folder.name}", inputs, compute) / "probabilities.json")
+
+    def _evaluated_rows(self) -> dict[str, int]:
+        return {name: len(members) for name, members in self.data.evaluation.items()}
 
     def _save(self, model: Any, folder: Path) -> None:
         model.save_pretrained(folder)
@@ -217,24 +231,24 @@ class TofuRun:
         rows = {key: [row.as_dict(key) for row in members] for key, members in scored.items()}
         return {"name": name, "kind": kind, "method": method, "metrics": summary(scored) | quality, "rows": rows}
 
-    def _write(self, results: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, Any]:
+    def _write(self, results: dict[str, Any], steps: list[dict[str, Any]], finetuned: list[Path]) -> dict[str, Any]:
         out = self.output.folder
-        made_with = self._manifest()
+        made_with = self._manifest(finetuned)
         write_json(out / "results.json", results)
         write_text(out / "metrics.jsonl", _lines(steps))
         write_json(out / "manifest.json", made_with)
         write_text(out / "report.html", report.render(results, steps, made_with))
         return results
 
-    def _manifest(self) -> dict[str, Any]:
+    def _manifest(self, finetuned: list[Path]) -> dict[str, Any]:
         seconds = self.stages.seconds
-        finetuned = [path for path in (self.output.folder / "stages").glob("finetune-*/") if (path / "training.json").is_file()]
         tokens = sum(read_json(path / "training.json")["tokens"] for path in finetuned)
         time = sum(read_json(path / "stage.json")["seconds"] for path in finetuned)
         return manifest.manifest(
             self.device,
             seed=self.settings.seed,
             data_sha256=self.data.sha256,
+            pretrained=self.model_identity,
             parameters=models.parameter_count(finetuned[0]),
             wall_seconds=round(sum(seconds.values()), 1),
             finetune_tokens_per_second=round(tokens / time),

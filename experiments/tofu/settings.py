@@ -70,8 +70,9 @@ class Settings:
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise UserError(f"{_option(name)}: found {','.join(map(str, values))}, with a repetition; name each once")
-        if not self.methods or not self.bases:
-            raise UserError("--methods: found none; name at least one method and one base")
+        for name in ("methods", "bases"):
+            if not getattr(self, name):
+                raise UserError(f"--{name}: found none; name at least one")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed: found {self.seed}; give a whole number from 0 to 4294967295")
         self.trials()
@@ -82,11 +83,17 @@ class Settings:
         Raises:
             UserError: an unknown rule or a learning rate that is none.
         """
-        result = {}
+        result: dict[str, list[Method]] = {}
+        seen = []  # "gdiff" and "gdiff-0.5" are one rule
         for base in self.bases:
             for spec in self.methods:
                 name = spec if len(self.bases) == 1 else f"{spec} {base}"
-                result[name] = self._trials(spec, base)
+                trials = self._trials(spec, base)
+                key = [(rules.get(method.rule), method.base, method.lr) for method in trials]
+                if key in seen:
+                    raise UserError(f"--methods: {spec!r} is the same as another one of the list; name each once")
+                seen.append(key)
+                result[name] = trials
         return result
 
     def _trials(self, spec: str, base: str) -> list[Method]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class Folder:
 
     def __init__(self, path: str):
         self.path = Path(path)
-        if not self.path.is_dir():
+        if not os.path.isdir(path):  # which is False, and no error, for a name that the system refuses
             raise UserError(f"--data: {path!r} is not a folder; give a folder of TOFU json files, 'hub' or 'synthetic'")
 
     def rows(self, config: str) -> list[RawRow]:
@@ -107,7 +108,7 @@ def content_hash(rows: list[RawRow]) -> str:
 def _parse(line: str, place: str) -> dict[str, Any]:
     try:
         fields = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: not JSON ({error}), found {line[:40]!r}; each line must be one object") from None
     if not isinstance(fields, dict):
         raise UserError(f"{place}: found {line[:40]!r}; each line must be one JSON object")

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments.errors import UserError
 from experiments.stages import read_json, write_json, write_text
+from experiments.tofu.metrics import share
 
 COLUMNS = (
     "data",
@@ -52,24 +53,27 @@ def summarize(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: a folder holds no finished run.
     """
-    runs = {folder.name: _read(folder) for folder in folders}
-    rows = [row for results, _ in runs.values() for row in _rows(results)]
-    out.mkdir(parents=True, exist_ok=True)
+    runs = [_read(folder) for folder in folders]
+    rows = [row for found, _ in runs for row in found]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: {str(out)!r} cannot be made ({error.strerror}); give another folder") from None
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(out / "runs.csv", text.getvalue())
-    write_json(out / "manifests.json", {name: made_with for name, (_, made_with) in runs.items()})
+    write_json(out / "manifests.json", {str(folder): run[1] for folder, run in zip(folders, runs, strict=True)})
     picture(rows).savefig(out / "tradeoff.png", dpi=150)
     return rows
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     try:
-        return read_json(folder / "results.json"), read_json(folder / "manifest.json")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no finished run ({error}); give output folders of `experiments tofu`") from None
+        return _rows(read_json(folder / "results.json")), read_json(folder / "manifest.json")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{folder}: no finished run ({error!r}); give output folders of `experiments tofu`") from None
 
 
 def _rows(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -79,14 +83,12 @@ def _rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     for model in results["models"]:
         method, metrics = model["method"] or {}, model["metrics"]
         row = {"data": Path(settings["data"]).name, "preset": settings["preset"], "seed": settings["seed"]}
-        row |= {
-            "method": method.get("rule", model["name"]),
-            "rates_tried": max(1, len(method.get("tried", []))) if method else "",
-        }
+        row["method"] = model["name"].removesuffix(f" {method.get('base')}")
+        row["rates_tried"] = max(1, len(method["tried"])) if method else ""
         row |= {name: method.get(name, "") for name in ("base", "learning_rate", "steps", "skipped_steps")}
         for name in ("forget", "retain"):
             row |= {f"{name}_{metric}": metrics["sets"][name][metric] for metric in ("probability", "rouge", "truth_ratio")}
-            row[f"{name}_kept"] = metrics["sets"][name]["probability"] / before[name]["probability"]
+            row[f"{name}_kept"] = share(metrics["sets"][name]["probability"], before[name]["probability"])
         row |= {name: metrics[name] for name in ("log10_forget_quality", "retain_utility", "model_utility")}
         rows.append(row)
     return rows

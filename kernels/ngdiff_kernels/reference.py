@@ -4,13 +4,13 @@ All buffers are contiguous, one-dimensional and of one length n. Nothing here wa
 happen is masked by the zero-dimensional boolean tensor `finite`, not by a Python `if`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 20  # float64 temporaries of 8 MiB each, whatever n is
+CHUNK = 1 << 20  # elements worked on at a time: temporaries of 8 MiB each in float64, whatever n is
 
 
 def gram(retain: Tensor, forget: Tensor) -> Tensor:
@@ -61,10 +61,13 @@ def base_step_(
         hyper: "base" ("sgd" or "adamw") and its hyperparameters, by torch.optim's names.
         lr: learning rate.
     """
-    direction, advanced = _DIRECTIONS[hyper["base"]](theta, d, state, hyper)
-    for name, value in advanced.items():
-        state[name].copy_(torch.where(finite, value, state[name]))
-    theta.copy_(torch.where(finite, theta - lr * direction, theta))
+    for t, g, s in _chunks(theta, d, state):
+        direction, advanced = _DIRECTIONS[hyper["base"]](t, g, s, hyper)
+        for name, value in advanced.items():
+            s[name].copy_(torch.where(finite, value, s[name]))
+        t.copy_(torch.where(finite, t - lr * direction, t))
+    if "step" in state:
+        state["step"].add_(finite)
 
 
 def step_(
@@ -86,11 +89,20 @@ def probe_(
     out: Tensor, theta: Tensor, d: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any], h: float | Tensor
 ) -> None:
     """Write theta + h base(d), which is where `base_step_` with lr = -h would go, into `out`. All else is only read."""
-    direction, _ = _DIRECTIONS[hyper["base"]](theta, d, state, hyper)
-    out.copy_(theta + h * direction)
+    for o, (t, g, s) in zip(out.split(CHUNK), _chunks(theta, d, state), strict=True):
+        direction, _ = _DIRECTIONS[hyper["base"]](t, g, s, hyper)
+        o.copy_(t + h * direction)
 
 
-Direction = tuple[Tensor, dict[str, Tensor]]  # base(d), and the state after this step
+def _chunks(theta: Tensor, d: Tensor, state: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+    """theta, d and state a chunk at a time, as views; scalars of the state stay whole."""
+    scalars = {name: value for name, value in state.items() if not value.dim()}
+    flat = {name: value.split(CHUNK) for name, value in state.items() if value.dim()}
+    for i, (t, g) in enumerate(zip(theta.split(CHUNK), d.split(CHUNK), strict=True)):
+        yield t, g, scalars | {name: chunks[i] for name, chunks in flat.items()}
+
+
+Direction = tuple[Tensor, dict[str, Tensor]]  # base(d), and the flat state after this step
 
 
 def _sgd(theta: Tensor, d: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> Direction:
@@ -106,13 +118,13 @@ def _sgd(theta: Tensor, d: Tensor, state: Mapping[str, Tensor], hyper: Mapping[s
 def _adamw(theta: Tensor, d: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> Direction:
     """torch.optim.AdamW: bias-corrected moments, decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101)."""
     beta1, beta2 = hyper["betas"]
-    step = state["step"] + 1
+    step = state["step"].double() + 1
     m = torch.lerp(state["exp_avg"], d, 1 - beta1)
     v = beta2 * state["exp_avg_sq"] + (1 - beta2) * d * d
-    m_hat = m / (1 - beta1 ** step.double()).to(m.dtype)
-    v_hat = v / (1 - beta2 ** step.double()).to(v.dtype)
+    m_hat = m / (1 - beta1**step).to(m.dtype)
+    v_hat = v / (1 - beta2**step).to(v.dtype)
     direction = m_hat / (v_hat.sqrt() + hyper["eps"]) + hyper["weight_decay"] * theta
-    return direction, {"step": step, "exp_avg": m, "exp_avg_sq": v}
+    return direction, {"exp_avg": m, "exp_avg_sq": v}
 
 
 _DIRECTIONS = {"sgd": _sgd, "adamw": _adamw}

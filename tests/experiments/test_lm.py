@@ -61,7 +61,7 @@ def test_llama2_template(encoder: Encoder) -> None:
     assert encoder.tokenizer.decode(example.ids) == "<s>[INST] Who? [/INST]Me.</s>"
 
 
-CHAT = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}{{ date_string }}>"
+CHAT = "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}{{ date_string }}>"
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT
 
 
@@ -234,3 +234,14 @@ def test_unlearning_forgets_and_keeps(model: Any, encoder: Encoder, examples: li
     # Both are 0.98 before.
     assert mean[0] > 0.8
     assert mean[1] < 0.1
+
+
+def test_gradient_that_is_not_finite_stops_fine_tuning_before_it_is_written(
+    model: Any, encoder: Encoder, examples: list[Example]
+) -> None:
+    weight = model.lm_head.weight
+    weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = weight.detach().clone()
+    with pytest.raises(UserError, match=r"--finetune-lr: 0\.002 gave gradient norm nan at step 0"):
+        finetune(model, examples, encoder.pad, FROM_SCRATCH, torch.Generator().manual_seed(0))
+    assert torch.equal(weight, before)

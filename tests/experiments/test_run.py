@@ -156,18 +156,54 @@ def test_pretrained_model_from_a_folder(finished: Path, tmp_path: Path) -> None:
     assert [model["name"] for model in results["models"]] == ["before", "retain-only", "ngdiff"]
 
 
-def test_model_whose_vocabulary_does_not_fit(finished: Path, tmp_path: Path) -> None:
+def copied(finished: Path, folder: Path, **config: Any) -> Path:
+    """A copy of a saved model, with entries of its configuration changed."""
     saved = next((finished / "stages").glob("finetune-all-*"))
-    copy = tmp_path / "model"
-    copy.mkdir()
+    folder.mkdir()
     for path in saved.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    config = read(copy, "config.json") | {"vocab_size": 300}
-    (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="has 512 tokens and the model embeds 300; give") as caught:
-        run(tmp_path / "out", model=str(copy))
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "config.json").write_text(json.dumps(read(folder, "config.json") | config))
+    return folder
+
+
+def refuse_model(model: Path, folder: Path, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        run(folder / "out", model=str(model))
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out").exists()
+    assert not (folder / "out").exists()
+
+
+def test_model_whose_vocabulary_does_not_fit(finished: Path, tmp_path: Path) -> None:
+    folder = copied(finished, tmp_path / "model")
+    models.build_llama(TINY, models.train_tokenizer(["a"], 300)).save_pretrained(folder)
+    refuse_model(folder, tmp_path, r"has 512 tokens and the model embeds \d+; give")
+
+
+def test_model_with_missing_weights(finished: Path, tmp_path: Path) -> None:
+    refuse_model(
+        copied(finished, tmp_path / "model", num_hidden_layers=2), tmp_path, r"lacks \d+ weights, such as model\.layers\.1"
+    )
+
+
+@pytest.mark.parametrize(
+    "config", [{"vocab_size": 300}, {"vocab_size": "many"}, {"num_attention_heads": 0}, {"model_type": "x"}]
+)
+def test_model_that_cannot_be_loaded(finished: Path, tmp_path: Path, config: dict[str, Any]) -> None:
+    refuse_model(copied(finished, tmp_path / "model", **config), tmp_path, "--model: .* cannot be loaded")
+
+
+def test_cut_weights(finished: Path, tmp_path: Path) -> None:
+    folder = copied(finished, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refuse_model(folder, tmp_path, "--model: .* cannot be loaded")
+
+
+def test_other_weights_in_the_same_folder_are_another_model(finished: Path, tmp_path: Path) -> None:
+    folder = copied(finished, tmp_path / "model")
+    first = models.identity(str(folder))
+    models.build_llama(TINY, models.load_tokenizer(folder)).save_pretrained(folder)
+    assert models.identity(str(folder)) != first
 
 
 def test_row_longer_than_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +268,9 @@ def a_file(folder: Path) -> list[str]:
         (["--methods", "gdiff-1.5"], "c = 1.5 is outside [0, 1]"),
         (["--methods", "ga@fast"], "'ga@fast' has 'fast' where a learning rate"),
         (["--methods", "ga,ga"], "with a repetition"),
+        (["--methods", "gdiff,gdiff-0.5"], "'gdiff-0.5' is the same as another one"),
         (["--methods", ""], "--methods: found none"),
+        (["--bases", ""], "--bases: found none"),
         (["--bases", "lion"], "--bases: unknown value 'lion'; choose one of sgd"),
         (["--rates", "1e-4,x"], "--rates: found 'x'"),
         (["--rates", "-1"], "--rates: found -1.0"),
@@ -247,6 +285,8 @@ def a_file(folder: Path) -> list[str]:
         (used_folder, "--out: 'used' is not empty and holds no run; give"),
         (other_run, "--out: 'other' holds another run, with seed = 3 and not 0; give"),
         (a_file, "--out: 'file' is a file; give a folder"),
+        (["--out", "x" * 300], "cannot be used"),
+        (["--data", "x" * 300], "is not a folder"),
         (["--out", "/proc/ngdiff"], "--out: '/proc/ngdiff' cannot be"),
     ],
 )
@@ -272,7 +312,7 @@ def test_summary_puts_runs_side_by_side(finished: Path, tmp_path: Path) -> None:
     for row, model in zip(rows, models_, strict=True):
         before, after = (m["metrics"]["sets"]["retain"]["probability"] for m in (models_[0], model))
         assert row["retain_kept"] == after / before
-    assert read(tmp_path, "manifests.json")[finished.name] == read(finished, "manifest.json")
+    assert read(tmp_path, "manifests.json")[str(finished)] == read(finished, "manifest.json")
     assert (tmp_path / "tradeoff.png").stat().st_size > 5000
 
 

@@ -466,3 +466,30 @@ def test_a_llama_learns_with_the_automatic_rate():
     after = problem.retain(problem.model).item(), problem.forget(problem.model).item()
     assert after[0] < before[0]
     assert after[1] > before[1]
+
+
+def test_probes_under_autocast_look_at_the_probed_weights():
+    """Autocast keeps half-precision copies of the weights it has seen, and would go on using them."""
+    torch.manual_seed(0)
+    model, inputs = torch.nn.Linear(8, 1), torch.randn(16, 8)
+    optimizer = TwoTaskOptimizer(model.parameters(), lr=AutoLearningRate(1.0))
+    losses = []
+
+    def probe():
+        losses.append(model(inputs).float().square().mean().item())
+        return torch.tensor(losses[-1])
+
+    with torch.autocast("cpu", torch.bfloat16):
+        for task in ("retain", "forget"):
+            with optimizer.task(task):
+                (model(inputs) - (task == "forget")).float().square().mean().backward()
+        optimizer.step(probe=probe)
+        assert len(set(losses[:3])) == 3
+        after = model(inputs).float().square().mean().item()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert after == model(inputs).float().square().mean().item()  # and not the weights of the last probe
+
+
+def test_a_rate_of_zero_is_refused():
+    with pytest.raises(ValueError, match="h = 0.0: the probe step must be > 0"):
+        AutoLearningRate().refresh(0, 0.0, quadratic(1.0))

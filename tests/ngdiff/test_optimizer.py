@@ -752,3 +752,8 @@ def test_the_state_of_another_base_is_refused(saved, mine):
 def test_a_rule_object_is_used_as_it_is():
     rule = rules.GDiff(0.25)
     assert make(mlp_problem().model, rule=rule).rule is rule
+
+
+def test_nothing_to_train_is_refused():
+    with pytest.raises(ValueError, match="every parameter is frozen; pass at least one"):
+        TwoTaskOptimizer(torch.nn.Linear(2, 1).requires_grad_(False).parameters(), lr=0.1)
