@@ -482,7 +482,7 @@ def test_probes_under_autocast_look_at_the_probed_weights():
     with torch.autocast("cpu", torch.bfloat16):
         for task in ("retain", "forget"):
             with optimizer.task(task):
-                (model(inputs) - (task == "forget")).float().square().mean().backward()
+                (model(inputs) - float(task == "forget")).float().square().mean().backward()
         optimizer.step(probe=probe)
         assert len(set(losses[:3])) == 3
         after = model(inputs).float().square().mean().item()
@@ -491,5 +491,5 @@ def test_probes_under_autocast_look_at_the_probed_weights():
 
 
 def test_a_rate_of_zero_is_refused():
-    with pytest.raises(ValueError, match="h = 0.0: the probe step must be > 0"):
+    with pytest.raises(ValueError, match=r"h = 0\.0: the probe step must be > 0"):
         AutoLearningRate().refresh(0, 0.0, quadratic(1.0))
