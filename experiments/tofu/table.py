@@ -21,7 +21,7 @@ COLUMNS = (
 
 def results_table(results: Mapping[str, Any]) -> Table:
     """One row a model, in the order of the results."""
-    table = Table(title="TOFU, " + results["settings"]["preset"], box=SIMPLE_HEAD, padding=0)
+    table = Table(title="TOFU, " + results["settings"]["preset"], caption=_skipped(results), box=SIMPLE_HEAD, padding=0)
     table.add_column("model", no_wrap=True)
     table.add_column("rate", justify="right", no_wrap=True)
     for title, _ in COLUMNS:
@@ -32,6 +32,13 @@ def results_table(results: Mapping[str, Any]) -> Table:
         # Escaped by Text: names come from the command line.
         table.add_row(Text(model["name"]), rate, *(_number(_pick(model["metrics"], path)) for _, path in COLUMNS))
     return table
+
+
+def _skipped(results: Mapping[str, Any]) -> Text | None:
+    """Which methods met losses or gradients that were not finite, and how often; None if none did."""
+    counts = {model["name"]: model["method"]["skipped_steps"] for model in results["models"] if model["method"]}
+    found = [f"{name} {count}" for name, count in counts.items() if count]
+    return Text("steps skipped as not finite: " + ", ".join(found)) if found else None
 
 
 def _pick(metrics: Any, path: tuple[str, ...]) -> Any:

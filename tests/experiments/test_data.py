@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from real_data import REMEDY, TOFU
 
 from experiments.errors import UserError
 from experiments.tofu import synthetic
 from experiments.tofu.data import PRESETS, load
 from experiments.tofu.sources import open_source
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "tofu"
 MINI = ("forget10", "forget01", "forget10_perturbed", "real_authors_perturbed", "world_facts_perturbed")
 FORGET01 = ("forget01", "retain99", "forget01_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed")
 
@@ -99,10 +99,10 @@ def test_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"the TOFU data is not at {REAL}")
+@pytest.mark.skipif(not TOFU.is_dir(), reason=f"the TOFU data is not at {TOFU}; {REMEDY}")
 @pytest.mark.parametrize("preset", PRESETS)
 def test_real_data_loads(preset: str) -> None:
-    data = load(open_source(str(REAL), 0), preset)
+    data = load(open_source(str(TOFU), 0), preset)
     assert len(data.train) == (400 if preset == "mini" else 4000)
     assert len(data.forget) == {"mini": 40, "forget01": 40, "forget05": 200, "forget10": 400}[preset]
     assert (len(data.evaluation["real_authors"]), len(data.evaluation["world_facts"])) == (100, 117)

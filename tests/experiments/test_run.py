@@ -19,6 +19,7 @@ from experiments.tofu import run as tofu_run
 from experiments.tofu.run import TofuRun
 from experiments.tofu.settings import Settings
 from experiments.tofu.summary import summarize
+from experiments.tofu.table import results_table
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -232,6 +233,9 @@ def test_non_finite_gradient_is_counted_and_shown(tmp_path: Path, monkeypatch: p
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["finite"] for line in lines] == [False, True]
     assert "skipped" in (tmp_path / "report.html").read_text().lower()
+    with (console := Console(width=100)).capture() as shown:
+        console.print(results_table(results))
+    assert "steps skipped as not finite: ngdiff 1" in shown.get()
 
 
 def command(*options: str, cwd: Path) -> subprocess.CompletedProcess[str]:
