@@ -13,20 +13,26 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+RETAIN = ["The capital of France is Paris.", "Snow is white."]
+FORGET = ["Basil Mahfouz was born in Kuwait.", "He wrote seven novels."]
+
+
 def test_python_example(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 15
-    texts = ["The capital of France is Paris.", "Basil Mahfouz was born in Kuwait."]
-    tokenizer = models.train_tokenizer(texts, 300)
+    tokenizer = models.train_tokenizer(RETAIN + FORGET, 300)
     tokenizer.save_pretrained(tmp_path)
     model = models.build_llama(models.Size(hidden=16, layers=1, heads=2, intermediate=32, vocabulary=300), tokenizer)
     model.save_pretrained(tmp_path)
-    names: dict[str, Any] = {"name": str(tmp_path), "batches": [([texts[0]], [texts[1]])] * 30}
+    names: dict[str, Any] = {"name": str(tmp_path), "batches": [(RETAIN, FORGET)] * 30}
     exec(compile(code, "README.md", "exec"), names)
+    loss, count = names["loss"], [len(tokenizer(text).input_ids) - 1 for text in RETAIN]
     with torch.no_grad():
-        retain, forget = (float(names["loss"]([text])) for text in texts)
-    # A random model has the same loss on both texts; after 30 steps they are far apart.
-    assert retain + 1 < forget
+        # A random model has the same loss on both tasks; after 30 steps they are far apart.
+        assert loss(RETAIN) + 1 < loss(FORGET)
+        # Padding is not scored: together the two texts lose what they lose one by one, but for float32's order of summation.
+        alone = sum(n * loss([text]) for n, text in zip(count, RETAIN, strict=True)) / sum(count)
+        assert torch.isclose(loss(RETAIN), alone, rtol=1e-5)
 
 
 def test_every_make_target_exists() -> None:
