@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 
 import torch
+from ngdiff_kernels import compute_dtype
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -42,6 +43,10 @@ class Segment:
             buffer[start : start + parameter.numel()].view(parameter.shape)
             for parameter, start in zip(self.parameters, self._offsets, strict=True)
         ]
+
+    def gradient(self, task: str, i: int) -> Tensor:
+        """The gradient of parameter i in the buffer of a task, one-dimensional."""
+        return self._gradient_views[task][i].view(-1)
 
     def point_at(self, buffer: Tensor) -> None:
         """Make the model compute with the values in `buffer`, shape (n,), without copying them."""
@@ -83,11 +88,15 @@ class Segment:
             parameter.grad = None
 
     def add_state(self, shapes: Mapping[str, str]) -> None:
-        """Allocate the base optimizer's state, all zeros: name -> "flat" (shape (n,)) or "scalar" (shape ())."""
+        """Allocate the base optimizer's state, see `ngdiff_kernels.state_shapes`: all zeros, but for the master weights."""
+        dtype = compute_dtype(self.theta.dtype)
         for name, shape in shapes.items():
-            # Scalars count steps: in float32 whatever the default dtype, because bfloat16 stops counting at 256.
-            scalar = torch.zeros((), dtype=torch.float32, device=self.theta.device)
-            self.state[name] = torch.zeros_like(self.theta) if shape == "flat" else scalar
+            if name == "master":
+                self.state[name] = self.theta.to(dtype, copy=True)
+            elif shape == "flat":
+                self.state[name] = torch.zeros_like(self.theta, dtype=dtype)
+            else:  # counts steps: in float32 whatever the default dtype, because bfloat16 stops counting at 256
+                self.state[name] = torch.zeros((), dtype=torch.float32, device=self.theta.device)
 
     def state_views(self) -> list[dict[str, Tensor]]:
         """The state a parameter at a time; scalars are shared."""

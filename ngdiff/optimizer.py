@@ -3,19 +3,20 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from ngdiff_kernels import BASES, backend_for, largest_direction, state_shapes
+from ngdiff_kernels import BASES, LOW_PRECISION, Backend, FusedBackend, backend_for, largest_direction, state_shapes
 from torch import Tensor
 
 from ngdiff import rules
+from ngdiff.backward_gram import BackwardGram
 from ngdiff.flat import Segment, segments
 from ngdiff.gram import Coefficients, Gram, Losses
 from ngdiff.learning_rate import AutoLearningRate
 
 TASKS = ("retain", "forget")
-DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 Probe = Callable[[], Tensor]
 
@@ -51,9 +52,14 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         momentum, nesterov: of SGD.
         betas, eps: of AdamW.
         weight_decay: coupled for SGD and decoupled for AdamW, as in torch.optim.
+        low_precision: how parameters of bfloat16 or float16 keep updates smaller than half their spacing. "master" computes
+            with a float32 copy of them, n more elements of state; "stochastic" rounds at random, unbiased and without a copy.
+        seed: of the random bits of "stochastic"; equal seeds give equal runs.
+        gram_during_backward: take the inner products during the backward of the second task, from gradients still in cache,
+            instead of in a sweep of their own.
 
     Raises:
-        ValueError: an argument is out of range, or a trainable parameter is neither float32 nor float64.
+        ValueError: an argument is out of range, or a trainable parameter has a dtype other than these three or float64.
 
     Examples:
         >>> model = torch.nn.Linear(2, 1)
@@ -78,17 +84,22 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        low_precision: str = "master",
+        seed: int = 0,
+        gram_during_backward: bool = False,
     ):
         self.rule = rules.get(rule) if isinstance(rule, str) else rule
         self.auto = _automatic(lr)
         self.last_step: StepReport | None = None
         self._segments: list[list[Segment]] = []  # one list a param group
+        self._products: dict[Segment, BackwardGram] | None = {} if gram_during_backward else None
         self._ready: set[str] = set()  # tasks that have a gradient since the last step
         self._open: str | None = None
+        self._seed = seed
         self._steps = 0
         self._skipped: Tensor | int = 0
         defaults = {"lr": self.auto.initial if self.auto else lr, "base": base, "momentum": momentum, "nesterov": nesterov}
-        more = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "dampening": 0.0}
+        more = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "low_precision": low_precision, "dampening": 0.0}
         # Always 0, and there only so that torch.optim.SGD can go on from this optimizer's state_dict.
         super().__init__(params, defaults | more)
         if not any(self._segments):
@@ -110,8 +121,10 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
             raise
         self._segments.append(list(segments(group["params"], TASKS)))
         for segment in self._segments[-1]:
-            segment.add_state(state_shapes(group))
+            segment.add_state(state_shapes(group, segment.theta.dtype))
             self._publish_state(segment)
+            if self._products is not None:
+                self._products[segment] = BackwardGram(segment)
 
     @contextmanager
     def task(self, name: str) -> Iterator[None]:
@@ -130,11 +143,15 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
             raise ValueError(f"task: unknown task {name!r}; choose one of {', '.join(TASKS)}")
         if self._open:
             raise RuntimeError(f"task: {name!r} opened inside {self._open!r}; close that one first")
-        if name not in self._ready:
+        fresh = name not in self._ready
+        if fresh:
             for segment in self._all_segments():
                 segment.gradients[name].zero_()
         self._ready.discard(name)
         with ExitStack() as stack:
+            for products in (self._products or {}).values():
+                products.begin(taking=bool(self._ready), fresh=fresh)
+                stack.callback(products.end)
             for segment in self._all_segments():
                 segment.attach(name)
                 stack.callback(segment.detach)
@@ -178,12 +195,15 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 result = closure()
         self._check_ready(losses, probe)
-        report = self._combine(losses)
-        if self.auto and self.auto.due(self._steps) and bool(report.finite):
-            assert probe is not None  # by _check_ready
-            self._refresh_and_step(report, probe)
-        else:
-            self._plain_step(report)
+        due = self.auto is not None and self.auto.due(self._steps)
+        report = None if due else self._fused_step(losses)
+        if report is None:
+            report = self._combine(losses)
+            if due and bool(report.finite):
+                assert probe is not None  # by _check_ready
+                self._refresh_and_step(report, probe)
+            else:
+                self._plain_step(report)
         self._skipped = self._skipped + (~report.finite).long()
         self._steps += 1
         self._ready.clear()
@@ -214,16 +234,27 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
                 "build this optimizer with the arguments of the saved one"
             )
         super().load_state_dict(state_dict)
+        saved = self._saved_states(state_dict)  # not what torch made of it: it rounds all state to the parameter's dtype
         for segment in self._all_segments():
-            segment.load_state([self.state[p] for p in segment.parameters])
+            segment.load_state([saved[p] for p in segment.parameters])
             self._publish_state(segment)
         self._steps, self._skipped = extra["steps"], extra["skipped"]
         if self.auto:
             self.auto.load_state_dict(extra["auto"])
 
+    def _saved_states(self, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Tensor]]:
+        """The saved state of each parameter; torch counts parameters through all groups, in order."""
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        mine = [parameter for group in self.param_groups for parameter in group["params"]]
+        return {parameter: state_dict["state"].get(number, {}) for number, parameter in zip(numbers, mine, strict=True)}
+
     def _same_bases(self, saved: list[dict[str, Any]]) -> bool:
         """Whether saved param groups keep the same state as this optimizer's."""
-        return [state_shapes(group) for group in saved] == [state_shapes(group) for group in self.param_groups]
+
+        def kinds(groups: list[dict[str, Any]]) -> list[dict[str, str]]:
+            return [state_shapes(group, torch.bfloat16) for group in groups]  # of 16 bits, to compare all that may be kept
+
+        return kinds(saved) == kinds(self.param_groups)
 
     def _all_segments(self) -> Iterator[Segment]:
         return (segment for group in self._segments for segment in group)
@@ -246,7 +277,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
             raise ValueError("step: lr='auto' needs probe=, a function that returns the retain loss; or give lr a number")
 
     def _combine(self, losses: tuple[Tensor, Tensor] | None) -> StepReport:
-        vectors = [backend_for(s.theta.device).gram(s.gradients["retain"], s.gradients["forget"]) for s in self._all_segments()]
+        vectors = [self._inner_products(segment) for segment in self._all_segments()]
         vector = torch.stack([v.to(vectors[0].device) for v in vectors]).sum(0)
         finite = vector.isfinite().all()
         on_device = None
@@ -260,23 +291,45 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         limit = min(largest_direction(group, segment.theta.dtype) for group, segment in self._grouped())
         return StepReport(gram, coefficients, finite & (reach < limit))
 
+    def _inner_products(self, segment: Segment) -> Tensor:
+        if self._products is not None:
+            return self._products[segment].total()
+        return _backend(segment).gram(segment.gradients["retain"], segment.gradients["forget"])
+
+    def _fused_step(self, losses: tuple[Tensor, Tensor] | None) -> StepReport | None:
+        """The whole step in one launch, where parameters, rule and backend allow it; otherwise None, and nothing is done."""
+        (group, segment), *others = self._grouped()
+        backend = _backend(segment)
+        if others or self._products is not None or self.rule.kernel is None or not hasattr(backend, "fused_step_"):
+            return None
+        name, parameter = self.rule.kernel
+        theta, gradients = segment.theta, segment.gradients
+        values = torch.zeros(2, dtype=torch.float64, device=theta.device)
+        if losses is not None:
+            values = torch.stack([loss.detach().to(values) for loss in losses])
+        limit = largest_direction(group, theta.dtype)
+        report = cast(FusedBackend, backend).fused_step_(
+            theta, gradients["retain"], gradients["forget"], segment.state, group, group["lr"], name, parameter, values, limit,
+            self._step_seed(segment),
+        )  # fmt: skip
+        return StepReport(Gram.from_vector(report[:3]), Coefficients(report[3], report[4]), report[5].bool())
+
     def _plain_step(self, report: StepReport) -> None:
         for group, segment in self._grouped():
-            backend = backend_for(segment.theta.device)
-            backend.step_(*_arguments(segment, report), segment.state, group, group["lr"])
+            _backend(segment).step_(*_arguments(segment, report), segment.state, group, group["lr"], self._step_seed(segment))
 
     def _refresh_and_step(self, report: StepReport, probe: Probe) -> None:
         """Probe along the direction of this step, choose the rate from what was seen, and take the step."""
         assert self.auto is not None
         self._ready.clear()  # the buffers serve the probes from here on, whatever happens
-        for _, segment in self._grouped():
+        for segment in self._all_segments():
             _, retain, forget, coefficients, _ = _arguments(segment, report)
-            backend_for(retain.device).combine_(retain, forget, coefficients)
+            _backend(segment).combine_(retain, forget, coefficients)
         lr = self.auto.refresh(self._steps, self.param_groups[0]["lr"], lambda h: self._probe(h, probe))
         for group, segment in self._grouped():
             group["lr"] = lr
             theta, d, _, _, finite = _arguments(segment, report)
-            backend_for(theta.device).base_step_(theta, d, finite, segment.state, group, lr)
+            _backend(segment).base_step_(theta, d, finite, segment.state, group, lr, self._step_seed(segment))
 
     def _probe(self, h: float, probe: Probe) -> float:
         """The retain loss at theta + h base(d). Nothing is written but a buffer, at which the model looks meanwhile."""
@@ -284,7 +337,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         try:
             for group, segment in self._grouped():
                 out = segment.gradients["forget"]  # no longer needed once d is formed
-                backend_for(out.device).probe_(out, segment.theta, segment.gradients["retain"], segment.state, group, h)
+                _backend(segment).probe_(out, segment.theta, segment.gradients["retain"], segment.state, group, h)
                 segment.point_at(out)
             torch.clear_autocast_cache()  # it would go on serving the weights of before, cast to half precision
             with torch.random.fork_rng(devices=cuda):  # the same dropout mask in every probe of a refresh
@@ -294,10 +347,19 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
                 segment.point_at(segment.theta)
             torch.clear_autocast_cache()
 
+    def _step_seed(self, segment: Segment) -> int:
+        """A seed of its own for every step and segment."""
+        number = next(i for i, other in enumerate(self._all_segments()) if other is segment)
+        return ((self._seed * 0x9E3779B97F4A7C15 + self._steps) * 0x100 + number) % 2**63
+
     def _grouped(self) -> Iterator[tuple[dict[str, Any], Segment]]:
         for group, members in zip(self.param_groups, self._segments, strict=True):
             for segment in members:
                 yield group, segment
+
+
+def _backend(segment: Segment) -> Backend:
+    return backend_for(segment.theta.device, segment.theta.dtype)
 
 
 def _arguments(segment: Segment, report: StepReport) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -327,6 +389,8 @@ def _validate(group: dict[str, Any]) -> None:
         f"betas = {group['betas']}: both must be in [0, 1)": 0 <= beta1 < 1 and 0 <= beta2 < 1,
         f"eps = {group['eps']}: must be > 0": group["eps"] > 0,
         f"weight_decay = {group['weight_decay']}: must be >= 0": group["weight_decay"] >= 0,
+        f"low_precision = {group['low_precision']!r}: choose one of {', '.join(LOW_PRECISION)}": group["low_precision"]
+        in LOW_PRECISION,
     }
     for message, holds in checks.items():
         if not holds:
@@ -334,6 +398,6 @@ def _validate(group: dict[str, Any]) -> None:
     for parameter in group["params"]:
         if parameter.requires_grad and parameter.dtype not in DTYPES:
             raise ValueError(
-                f"params: a trainable parameter of shape {tuple(parameter.shape)} is {parameter.dtype}, in which small updates "
-                "round to nothing; load the model in float32 and compute under torch.autocast"
+                f"params: a trainable parameter of shape {tuple(parameter.shape)} is {parameter.dtype}; load the model in "
+                "float32, bfloat16 or float16"
             )

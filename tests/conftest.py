@@ -6,6 +6,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+# Without a GPU the Triton kernels run under its interpreter, which must be chosen before they are imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # The examples are the same at every run, so a failure here is a failure everywhere. No deadline: the first call of a torch
 # function is slow on any machine.
 settings.register_profile("ngdiff", derandomize=True, database=None, deadline=None, max_examples=60)

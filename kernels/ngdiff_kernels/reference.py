@@ -4,11 +4,14 @@ All buffers are contiguous, one-dimensional and of one length n. Nothing here wa
 happen is masked by the zero-dimensional boolean tensor `finite`, not by a Python `if`.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+from ngdiff_kernels.bases import compute_dtype
+from ngdiff_kernels.rounding import stochastic_round
 
 CHUNK = 1 << 20  # elements worked on at a time: temporaries of 8 MiB each in float64, whatever n is
 
@@ -34,7 +37,7 @@ def gram(retain: Tensor, forget: Tensor) -> Tensor:
 
 
 def combine_(retain: Tensor, forget: Tensor, coefficients: Tensor) -> None:
-    """Write d = c_R g_R - c_F g_F over g_R.
+    """Write d = c_R g_R - c_F g_F over g_R, rounded to its dtype.
 
     Computed in float64, because 1/||g|| can exceed the largest float32.
 
@@ -43,13 +46,18 @@ def combine_(retain: Tensor, forget: Tensor, coefficients: Tensor) -> None:
         forget: g_F, shape (n,); unchanged.
         coefficients: (c_R, c_F), shape (2,), float64.
     """
-    c_r, c_f = coefficients
     for r, f in zip(retain.split(CHUNK), forget.split(CHUNK), strict=True):
-        r.copy_(c_r * r.double() - c_f * f.double())
+        r.copy_(_combined(r, f, coefficients))
 
 
 def base_step_(
-    theta: Tensor, d: Tensor, finite: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any], lr: float | Tensor
+    theta: Tensor,
+    d: Tensor,
+    finite: Tensor,
+    state: Mapping[str, Tensor],
+    hyper: Mapping[str, Any],
+    lr: float | Tensor,
+    seed: int | None = None,
 ) -> None:
     """theta <- theta - lr base(d), advancing the base optimizer's state.
 
@@ -60,14 +68,10 @@ def base_step_(
         state: buffers of the base, see `bases.state_shapes`; updated in place.
         hyper: "base" ("sgd" or "adamw") and its hyperparameters, by torch.optim's names.
         lr: learning rate.
+        seed: for theta of 16 bits without master weights: round at random, with the bits of this seed, see
+            `rounding.stochastic_round`; None rounds to nearest.
     """
-    for t, g, s in _chunks(theta, d, state):
-        direction, advanced = _DIRECTIONS[hyper["base"]](t, g, s, hyper)
-        for name, value in advanced.items():
-            s[name].copy_(torch.where(finite, value, s[name]))
-        t.copy_(torch.where(finite, t - lr * direction, t))
-    if "step" in state:
-        state["step"].add_(finite)
+    _advance(theta, d.split(CHUNK), finite, state, hyper, lr, seed)
 
 
 def step_(
@@ -79,26 +83,66 @@ def step_(
     state: Mapping[str, Tensor],
     hyper: Mapping[str, Any],
     lr: float | Tensor,
+    seed: int | None = None,
 ) -> None:
-    """theta <- theta - lr base(c_R g_R - c_F g_F): `combine_`, then `base_step_`. Destroys g_R."""
-    combine_(retain, forget, coefficients)
-    base_step_(theta, retain, finite, state, hyper, lr)
+    """theta <- theta - lr base(c_R g_R - c_F g_F). The gradients are only read, and d is not rounded to their dtype."""
+    pairs = zip(retain.split(CHUNK), forget.split(CHUNK), strict=True)
+    combined = (_combined(r, f, coefficients).to(compute_dtype(theta.dtype)) for r, f in pairs)
+    _advance(theta, combined, finite, state, hyper, lr, seed)
 
 
 def probe_(
     out: Tensor, theta: Tensor, d: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any], h: float | Tensor
 ) -> None:
     """Write theta + h base(d), which is where `base_step_` with lr = -h would go, into `out`. All else is only read."""
-    for o, (t, g, s) in zip(out.split(CHUNK), _chunks(theta, d, state), strict=True):
-        direction, _ = _DIRECTIONS[hyper["base"]](t, g, s, hyper)
-        o.copy_(t + h * direction)
+    for o, (t, g, s) in zip(out.split(CHUNK), _chunks(theta, d.split(CHUNK), state), strict=True):
+        weights = _weights(t, s)
+        direction, _ = DIRECTIONS[hyper["base"]](weights, g.to(weights.dtype), s, hyper)
+        o.copy_(weights + h * direction)
 
 
-def _chunks(theta: Tensor, d: Tensor, state: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+def _combined(r: Tensor, f: Tensor, coefficients: Tensor) -> Tensor:
+    c_r, c_f = coefficients
+    return c_r * r.double() - c_f * f.double()
+
+
+def _advance(
+    theta: Tensor,
+    directions: Iterable[Tensor],
+    finite: Tensor,
+    state: Mapping[str, Tensor],
+    hyper: Mapping[str, Any],
+    lr: float | Tensor,
+    seed: int | None,
+) -> None:
+    """The step, given d a chunk at a time."""
+    for i, (t, g, s) in enumerate(_chunks(theta, directions, state)):
+        weights = _weights(t, s)
+        direction, advanced = DIRECTIONS[hyper["base"]](weights, g.to(weights.dtype), s, hyper)
+        new = weights - lr * direction
+        if "master" in s:
+            advanced["master"] = new
+        for name, value in advanced.items():
+            s[name].copy_(torch.where(finite, value, s[name]))
+        nearest = seed is None or "master" in s or t.dtype == new.dtype
+        rounded = new.to(t.dtype) if nearest else stochastic_round(new, t.dtype, cast(int, seed), i * CHUNK)
+        t.copy_(torch.where(finite, rounded, t))
+    if "step" in state:
+        state["step"].add_(finite)
+
+
+def _weights(theta: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+    """What a step starts from: the master weights where they are kept."""
+    return state["master"] if "master" in state else theta.to(compute_dtype(theta.dtype))
+
+
+def _chunks(
+    theta: Tensor, directions: Iterable[Tensor], state: Mapping[str, Tensor]
+) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
     """theta, d and state a chunk at a time, as views; scalars of the state stay whole."""
     scalars = {name: value for name, value in state.items() if not value.dim()}
     flat = {name: value.split(CHUNK) for name, value in state.items() if value.dim()}
-    for i, (t, g) in enumerate(zip(theta.split(CHUNK), d.split(CHUNK), strict=True)):
+    for i, (t, g) in enumerate(zip(theta.split(CHUNK), directions, strict=True)):
         yield t, g, scalars | {name: chunks[i] for name, chunks in flat.items()}
 
 
@@ -127,4 +171,4 @@ def _adamw(theta: Tensor, d: Tensor, state: Mapping[str, Tensor], hyper: Mapping
     return direction, {"exp_avg": m, "exp_avg_sq": v}
 
 
-_DIRECTIONS = {"sgd": _sgd, "adamw": _adamw}
+DIRECTIONS = {"sgd": _sgd, "adamw": _adamw}

@@ -17,5 +17,10 @@ class GA(Rule):
 
     tasks: ClassVar[tuple[str, ...]] = ("forget",)
 
+    @property
+    def kernel(self) -> tuple[str, float]:
+        """Its device form."""
+        return "ga", 0.0
+
     def __call__(self, gram: Gram, losses: Losses | None = None) -> Coefficients:
         return Coefficients(torch.zeros_like(gram.retain), torch.ones_like(gram.forget))

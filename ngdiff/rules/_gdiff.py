@@ -26,5 +26,10 @@ class GDiff(Rule):
         if not 0 <= self.c <= 1:
             raise ValueError(f"gdiff: c = {self.c} is outside [0, 1]; give the weight of the retain task, e.g. 0.9")
 
+    @property
+    def kernel(self) -> tuple[str, float]:
+        """Its device form."""
+        return "gdiff", self.c
+
     def __call__(self, gram: Gram, losses: Losses | None = None) -> Coefficients:
         return Coefficients(torch.full_like(gram.retain, self.c), torch.full_like(gram.forget, 1 - self.c))

@@ -24,6 +24,11 @@ class LossNorm(Rule):
 
     needs_losses: ClassVar[bool] = True
 
+    @property
+    def kernel(self) -> tuple[str, float]:
+        """Its device form."""
+        return "lossnorm", 0.0
+
     def __call__(self, gram: Gram, losses: Losses | None = None) -> Coefficients:
         if losses is None:
             raise ValueError("lossnorm: the losses are missing; call step(losses=(retain_loss, forget_loss))")

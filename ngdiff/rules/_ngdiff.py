@@ -16,5 +16,10 @@ class NGDiff(Rule):
     Source: Bu et al., "Unlearning as multi-task optimization", arXiv 2410.22086, NGDiff.
     """
 
+    @property
+    def kernel(self) -> tuple[str, float]:
+        """Its device form."""
+        return "ngdiff", 0.0
+
     def __call__(self, gram: Gram, losses: Losses | None = None) -> Coefficients:
         return Coefficients(inverse_norm(gram.retain), inverse_norm(gram.forget))

@@ -21,6 +21,14 @@ class Rule:
     tasks: ClassVar[tuple[str, ...]] = ("retain", "forget")
     needs_losses: ClassVar[bool] = False
 
+    @property
+    def kernel(self) -> tuple[str, float] | None:
+        """Name and parameter of the same rule among the device rules of ngdiff_kernels, or None if it has no such form.
+
+        A rule that has one takes its step in a single launch; every other one runs between two launches.
+        """
+        return None
+
     def __call__(self, gram: Gram, losses: Losses | None = None) -> Coefficients:
         """(c_R, c_F) for the given Gram matrix."""
         raise TypeError(f"{type(self).__name__} defines no __call__(gram, losses)")

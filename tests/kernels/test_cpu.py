@@ -1,0 +1,159 @@
+"""The compiled CPU backend against exact arithmetic, torch.optim and the reference, and its ways back to the reference."""
+
+import shutil
+
+import pytest
+import torch
+from asserts import U32, assert_bitwise_equal, assert_within
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ngdiff_kernels import cpu, reference
+from strategies import pairs
+from test_reference import HYPERS, NONFINITE, PLAIN, doubles, fresh_state, make_torch_optimizer
+
+if torch.get_default_device().type != "cpu":
+    pytest.skip("this backend is for CPUs", allow_module_level=True)
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a C++ compiler: install g++"
+)
+TRUE, FALSE = torch.tensor(True), torch.tensor(False)
+# Compiling takes seconds each, so one of each kind.
+every_hyper = pytest.mark.parametrize("name", ["sgd", "nesterov, weight decay", "adamw, weight decay"])
+N = 5 * cpu.ROW + 61
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(cpu, "SHORT", cpu.ROW)
+
+
+def products(retain, forget):
+    r, f = retain.double(), forget.double()
+    return torch.stack([r @ r, f @ f, r @ f]), torch.stack([r @ r, f @ f, r.abs() @ f.abs()])
+
+
+@needs_compiler
+@settings(max_examples=100)
+@given(pair=pairs(), repeat=st.integers(1, 5))
+def test_gram(pair, repeat):
+    retain, forget = pair.retain.repeat(repeat * 40), pair.forget.repeat(repeat * 40)
+    exact, size = products(retain, forget)
+    # A row of 128: one product, 8 additions a lane of 16, 4 to sum the lanes; one more for narrower vectors.
+    assert_within(cpu.gram(retain, forget), exact, 16 * U32 * size)
+
+
+@needs_compiler
+@pytest.mark.parametrize("n", [cpu.ROW, cpu.ROW + 1, N])
+def test_gram_of_every_size(n):
+    retain, forget = torch.randn(n), torch.randn(n)
+    exact, size = products(retain, forget)
+    assert_within(cpu.gram(retain, forget), exact, 16 * U32 * size)
+    assert_bitwise_equal(cpu.gram(retain.clone(), forget.clone()), cpu.gram(retain, forget))
+
+
+@needs_compiler
+@pytest.mark.parametrize("scale", [2.0**-149, 1e-30, 1e-20, 1e15, 1e25, 3e38])
+def test_gram_outside_the_range_of_float32(scale):
+    retain, forget = torch.randn(N).sign() * scale, torch.randn(N)
+    exact, size = products(retain, forget)
+    assert_within(cpu.gram(retain, forget), exact, 16 * U32 * size)
+
+
+@needs_compiler
+@pytest.mark.parametrize("bad", NONFINITE)
+def test_gram_is_not_finite_where_a_gradient_is_not(bad):
+    retain = torch.randn(N)
+    retain[200] = bad
+    assert not cpu.gram(retain, torch.randn(N)).isfinite().all()
+
+
+@needs_compiler
+@every_hyper
+def test_steps_are_those_of_torch_optim(name):
+    hyper, lr, steps = HYPERS[name], 0.05, 6
+    theta = torch.randn(N)
+    parameter = torch.nn.Parameter(theta.clone())
+    state, theirs = fresh_state(theta, hyper), make_torch_optimizer(parameter, hyper, lr)
+    for number in range(steps):
+        gradient, other = torch.randn(N), torch.randn(N)
+        parameter.grad = gradient.clone()
+        theirs.step()
+        if number % 2:
+            cpu.base_step_(theta, gradient, TRUE, state, hyper, lr)
+        else:
+            cpu.step_(theta, gradient, other, doubles(1.0, 0.0), TRUE, state, hyper, lr)
+        # As for the reference: at most 20 roundings a step, of terms no larger than 8.
+        assert_within(theta, parameter.detach(), steps * 20 * U32 * 8)
+    for entry, buffer in state.items():
+        assert_within(buffer, theirs.state[parameter][entry], steps * 3 * U32 * 60)
+
+
+@needs_compiler
+@given(c_r=st.floats(0, 2**90), c_f=st.floats(0, 2**90))
+def test_the_combination(c_r, c_f):
+    theta, retain, forget = torch.zeros(N), torch.randn(N) * 2.0**-10, torch.randn(N)
+    cpu.step_(theta, retain, forget, doubles(c_r, c_f), TRUE, {}, PLAIN, 1.0)
+    r, f = c_r * retain.double(), c_f * forget.double()
+    assert_within(theta, f - r, 4 * U32 * (r.abs() + f.abs()) + 2.0**-148)
+
+
+@needs_compiler
+@every_hyper
+def test_refused_step_writes_nothing(name):
+    theta, state = torch.randn(N), fresh_state(torch.randn(N), HYPERS[name])
+    before = [tensor.clone() for tensor in (theta, *state.values())]
+    bad = torch.full((N,), float("nan"))
+    cpu.step_(theta, bad, bad, doubles(1.0, 1.0), FALSE, state, HYPERS[name], 0.1)
+    cpu.base_step_(theta, bad, FALSE, state, HYPERS[name], 0.1)
+    for tensor, value in zip((theta, *state.values()), before, strict=True):
+        assert_bitwise_equal(tensor, value)
+
+
+@pytest.fixture
+def never_compiled(monkeypatch):
+    monkeypatch.setattr(cpu, "_compiled", lambda function: pytest.fail(f"{function.__name__} was compiled"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_are_left_to_the_reference(never_compiled, dtype):
+    pair = torch.randn(N).to(dtype), torch.randn(N).to(dtype)
+    assert_bitwise_equal(cpu.gram(*pair), reference.gram(*pair))
+    one, two = torch.randn(N).to(dtype).clone().repeat(2, 1)
+    cpu.step_(one, *pair, doubles(1.0, 0.5), TRUE, {}, PLAIN, 0.1, 3)
+    reference.step_(two, *pair, doubles(1.0, 0.5), TRUE, {}, PLAIN, 0.1, 3)
+    assert_bitwise_equal(one, two)
+
+
+def test_short_buffers_are_left_to_the_reference(never_compiled, monkeypatch):
+    monkeypatch.setattr(cpu, "SHORT", N + 1)
+    pair = torch.randn(N), torch.randn(N)
+    assert_bitwise_equal(cpu.gram(*pair), reference.gram(*pair))
+
+
+@pytest.mark.parametrize("c", [2.0**-120, 2.0**140])
+def test_coefficients_outside_the_range_are_left_to_the_reference(monkeypatch, c):
+    monkeypatch.setattr(cpu, "_compiler_works", lambda: pytest.fail("float32 was tried"))
+    one = torch.zeros(N)
+    two, retain, forget = one.clone(), torch.randn(N) / c, torch.randn(N)
+    cpu.step_(one, retain, forget, doubles(c, 1.0), TRUE, {}, PLAIN, 1.0)
+    reference.step_(two, retain, forget, doubles(c, 1.0), TRUE, {}, PLAIN, 1.0)
+    assert_bitwise_equal(one, two)
+
+
+def test_without_a_compiler_there_is_one_warning_and_the_reference(monkeypatch):
+    def broken(function):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(cpu, "_compiled", broken)
+    cpu._compiler_works.cache_clear()
+    pair = torch.randn(N), torch.randn(N)
+    try:
+        with pytest.warns(
+            UserWarning, match=r"torch.compile does not work here \(RuntimeError\), so steps are slower"
+        ) as found:
+            first, second = cpu.gram(*pair), cpu.gram(*pair)
+    finally:
+        cpu._compiler_works.cache_clear()
+    assert len(found) == 1
+    assert_bitwise_equal(first, reference.gram(*pair))
+    assert_bitwise_equal(second, first)
