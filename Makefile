@@ -10,7 +10,7 @@ VENV := .venv
 READY := $(VENV)/ready
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test bench lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -29,6 +29,9 @@ demo: $(READY) ## unlearn 2 of 20 authors and report; DATA=<folder of TOFU json 
 
 test: $(READY) ## run every test
 	@$(RUN) -m pytest
+
+bench: $(READY) ## time the step beside other ways to write it; appends to kernels/results/bench.csv
+	@$(RUN) -m ngdiff_kernels.bench --out kernels/results/bench.csv --plot kernels/results/bench.png $(ARGS)
 
 lint: $(READY) ## check style and types
 	@$(RUN) -m ruff check .

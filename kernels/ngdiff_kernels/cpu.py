@@ -18,12 +18,15 @@ from ngdiff_kernels.reference import combine_, probe_
 __all__ = ["base_step_", "combine_", "gram", "probe_", "step_"]
 
 SHORT = 1 << 22  # elements below which compiling costs more than a thousand steps would save
-ROW = 128  # elements summed in float32 before float64 takes over: 8 additions a lane and 4 across 16 lanes
+ROW = 512  # elements summed in float32 before float64 takes over: 32 additions a lane of 16, or 64 a lane of 8
 SAFE = 2.0**100  # coefficients between 1 / SAFE and SAFE neither overflow nor underflow in float32
 
 
 def gram(retain: Tensor, forget: Tensor) -> Tensor:
-    """As `reference.gram`, within 1e-6 sum |a_i b_i| of each exact product."""
+    """As `reference.gram`, within 68 u = 4e-6 sum |a_i b_i| of each exact product, by the worst case of rounding.
+
+    Measured: below 6e-7 on constant gradients, whose roundings all go the same way, and 2e-8 on random ones.
+    """
     n = len(retain)
     if not _compiles(retain, forget):
         return reference.gram(retain, forget)

@@ -29,9 +29,7 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = {
-    "mask of the products dropped": Mutation(
-        "products", "inside = offsets < n - start", "inside = offsets < TILE", "outside or every_size"
-    ),
+    "mask of the products dropped": Mutation("products", "inside = offsets < n - start", "inside = offsets < TILE", "outside"),
     "mask of the update dropped": Mutation(
         "updates", "inside = None if WHOLE else offsets < n - start", "inside = None", "outside"
     ),

@@ -397,7 +397,7 @@ def test_refused_fused_step_writes_nothing_but_the_report(hyper, where):
 
 
 @every_dtype
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("n", SIZES[1:])
 @pytest.mark.parametrize("base", ["sgd", "nesterov", "adamw"])
 def test_nothing_outside_the_buffers_is_read_or_written(dtype, n, base):
     hyper, by = HYPERS[base], 3
