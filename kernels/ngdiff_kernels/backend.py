@@ -107,13 +107,18 @@ def _obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None
         return f"the parameters are on {device}"
     if name != "triton":
         return None
-    if find_spec("triton") is None:
+    if not _triton_is_installed():
         return "the package triton is not installed"
     if dtype == torch.float64:
         return "its kernels are for 16 and 32 bits and the parameters are torch.float64"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"{device} is no GPU (TRITON_INTERPRET=1 would run the kernels there, for tests)"
     return None
+
+
+@lru_cache
+def _triton_is_installed() -> bool:
+    return find_spec("triton") is not None
 
 
 @lru_cache

@@ -1,23 +1,27 @@
-"""The backend for CPUs: the arithmetic of `reference` in float32, compiled into one pass a sweep by torch.compile.
+"""The backend for CPUs: the arithmetic of `reference` in float32.
 
-Short buffers, other dtypes than float32, numbers outside the range where float32 is exact enough, and machines without a C++
-compiler take the plain reference.
+Long buffers take code made by torch.compile, one pass over memory a sweep. Short ones, and machines without a C++ compiler,
+take the same functions as they stand, a piece at a time that stays in cache. Other dtypes than float32, and numbers outside
+the range where float32 is exact enough, are left to the reference.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from ngdiff_kernels import reference
-from ngdiff_kernels.reference import combine_, probe_
+from ngdiff_kernels.reference import probe_
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 __all__ = ["base_step_", "combine_", "gram", "probe_", "step_"]
 
-SHORT = 1 << 22  # elements below which compiling costs more than a thousand steps would save
+SHORT = 1 << 22  # elements below which compiling takes longer than it saves in a thousand steps
+PIECE = 1 << 16  # elements worked on at a time without a compiler: six float32 buffers of them fit the cache of one core
 ROW = 512  # elements summed in float32 before float64 takes over: 32 additions a lane of 16, or 64 a lane of 8
 SAFE = 2.0**100  # coefficients between 1 / SAFE and SAFE neither overflow nor underflow in float32
 
@@ -27,15 +31,25 @@ def gram(retain: Tensor, forget: Tensor) -> Tensor:
 
     Measured: below 6e-7 on constant gradients, whose roundings all go the same way, and 2e-8 on random ones.
     """
-    n = len(retain)
-    if not _compiles(retain, forget):
+    if retain.dtype != torch.float32:
         return reference.gram(retain, forget)
+    n = len(retain)
     whole = n - n % ROW
-    rows = _compiled(_row_products)(retain[:whole], forget[:whole])
-    total = torch.stack([row.sum(dtype=torch.float64) for row in rows]) + reference.gram(retain[whole:], forget[whole:])
+    total = reference.gram(retain[whole:], forget[whole:])
+    for r, f in _pieces(retain[:whole], forget[:whole]):
+        total += torch.stack([row.sum(dtype=torch.float64) for row in _code(_row_products, n)(r, f)])
     # A product that underflows is off by 2^-150; n of them must stay below 2^-22 of either square. NaN fails the test too.
     exact = bool((total[:2] > n * 2.0**-128).all()) and bool(total.isfinite().all())
     return total if exact else reference.gram(retain, forget)
+
+
+def combine_(retain: Tensor, forget: Tensor, coefficients: Tensor) -> None:
+    """As `reference.combine_`, in float32."""
+    if not _safe(coefficients, retain):
+        reference.combine_(retain, forget, coefficients)
+        return
+    for r, f in _pieces(retain, forget):
+        _code(_combine, len(retain))(r, f, coefficients.float())
 
 
 def base_step_(
@@ -48,10 +62,10 @@ def base_step_(
     seed: int | None = None,
 ) -> None:
     """As `reference.base_step_`."""
-    if not _compiles(theta, d):
+    if theta.dtype != torch.float32:
         reference.base_step_(theta, d, finite, state, hyper, lr, seed)
     elif finite:
-        _advance(theta, d, None, None, state, hyper, lr)
+        _advance(theta, d, d, None, state, hyper, lr)
 
 
 def step_(
@@ -66,17 +80,22 @@ def step_(
     seed: int | None = None,
 ) -> None:
     """As `reference.step_`, with d computed in float32."""
-    safe = bool(((coefficients == 0) | ((coefficients > 1 / SAFE) & (coefficients < SAFE))).all())
-    if not (safe and _compiles(theta, retain, forget)):
+    if not _safe(coefficients, theta):
         reference.step_(theta, retain, forget, coefficients, finite, state, hyper, lr, seed)
     elif finite:
         _advance(theta, retain, forget, coefficients.float(), state, hyper, lr)
 
 
+def _safe(coefficients: Tensor, buffer: Tensor) -> bool:
+    """Whether d can be computed in float32: the buffers are, and no coefficient is far from 1 unless it is 0."""
+    near = (coefficients == 0) | ((coefficients > 1 / SAFE) & (coefficients < SAFE))
+    return buffer.dtype == torch.float32 and bool(near.all())
+
+
 def _advance(
     theta: Tensor,
     retain: Tensor,
-    forget: Tensor | None,
+    forget: Tensor,
     coefficients: Tensor | None,
     state: Mapping[str, Tensor],
     hyper: Mapping[str, Any],
@@ -85,9 +104,24 @@ def _advance(
     # Tensors, because a compiled function is compiled again for every new number.
     rate = torch.as_tensor(lr, dtype=torch.float32)
     constants = {name: hyper[name] for name in ("base", "momentum", "nesterov", "betas", "eps", "weight_decay")}
-    _compiled(_update)(theta, retain, forget, coefficients, dict(state), constants, rate)
+    flat = {name: buffer for name, buffer in state.items() if buffer.dim()}
+    scalars = {name: buffer for name, buffer in state.items() if not buffer.dim()}
+    for t, r, f, *buffers in _pieces(theta, retain, forget, *flat.values()):
+        piece = scalars | dict(zip(flat, buffers, strict=True))
+        _code(_update, len(theta))(t, r, f, coefficients, piece, constants, rate)
     if "step" in state:
         state["step"].add_(1)
+
+
+def _pieces(*buffers: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The buffers as they are for compiled code, and a piece at a time otherwise."""
+    length = max(len(buffers[0]), 1) if _compiles(len(buffers[0])) else PIECE
+    return zip(*(buffer.split(length) for buffer in buffers), strict=True)
+
+
+def _code(function: F, n: int) -> F:
+    """What to run for buffers of n elements: the function, or what the compiler made of it."""
+    return _compiled(function) if _compiles(n) else function
 
 
 def _row_products(retain: Tensor, forget: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,32 +130,35 @@ def _row_products(retain: Tensor, forget: Tensor) -> tuple[Tensor, Tensor, Tenso
     return (r * r).sum(1), (f * f).sum(1), (r * f).sum(1)
 
 
+def _combine(retain: Tensor, forget: Tensor, coefficients: Tensor) -> None:
+    retain.copy_(coefficients[0] * retain - coefficients[1] * forget)
+
+
 def _update(
     theta: Tensor,
     retain: Tensor,
-    forget: Tensor | None,
+    forget: Tensor,
     coefficients: Tensor | None,
     state: dict[str, Tensor],
     hyper: dict[str, Any],
     lr: Tensor,
 ) -> None:
-    d = retain
-    if forget is not None and coefficients is not None:
-        d = coefficients[0] * retain - coefficients[1] * forget
+    """The step; with coefficients None, d is already in `retain`."""
+    d = retain if coefficients is None else coefficients[0] * retain - coefficients[1] * forget
     direction, advanced = reference.DIRECTIONS[hyper["base"]](theta, d, state, hyper)
     for name, value in advanced.items():
         state[name].copy_(value)
     theta.sub_(lr * direction)
 
 
-def _compiles(*buffers: Tensor) -> bool:
-    """Whether compiled code is for these buffers and can be had."""
-    return all(b.dtype == torch.float32 and len(b) >= SHORT for b in buffers) and _compiler_works()
+def _compiles(n: int) -> bool:
+    """Whether buffers of n elements are worth compiled code, and it can be had."""
+    return n >= SHORT and _compiler_works()
 
 
 @lru_cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True)
+def _compiled(function: F) -> F:
+    return cast(F, torch.compile(function, dynamic=True))
 
 
 @lru_cache

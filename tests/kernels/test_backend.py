@@ -19,7 +19,7 @@ def test_the_backend_is_chosen_by_device_and_dtype(monkeypatch):
     assert backend_for(CPU) is cpu
     assert backend_for(torch.device("meta")) is reference
     assert backend_for(CUDA, torch.float64) is reference
-    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    monkeypatch.setattr(backend, "_triton_is_installed", lambda: False)
     assert backend_for(CUDA) is reference
 
 
@@ -54,7 +54,7 @@ def test_unknown_backend_is_named_with_the_remedy(monkeypatch, name):
 def test_a_backend_that_cannot_work_is_refused(monkeypatch, name, device, dtype, interpret, why):
     monkeypatch.setenv("NGDIFF_BACKEND", name)
     monkeypatch.setenv("TRITON_INTERPRET", interpret)
-    monkeypatch.setattr(backend, "find_spec", lambda name: True)
+    monkeypatch.setattr(backend, "_triton_is_installed", lambda: True)
     with pytest.raises(ValueError, match=f"NGDIFF_BACKEND: found '{name}', but .*{why}.*; choose 'reference', or unset it"):
         backend_for(device, dtype)
 

@@ -1,6 +1,6 @@
-"""The Triton kernels under Triton's interpreter, against float64 and against the plain reference.
+"""The Triton kernels against float64 and against the plain reference: under Triton's interpreter, or compiled for a GPU.
 
-What only a GPU can show (speed, and that a whole launch fits on it) is in the benchmark.
+On a machine with a GPU `NGDIFF_TEST_DEVICE=cuda make test` runs them there.
 """
 
 from collections.abc import Iterator
@@ -22,13 +22,14 @@ from torch import Tensor
 from ngdiff import rules
 from ngdiff.gram import Gram, Losses
 
-if torch.cuda.is_available():
-    pytest.skip("with a GPU the kernels are compiled and tests/kernels/test_gpu.py runs them", allow_module_level=True)
+if torch.cuda.is_available() and torch.get_default_device().type != "cuda":
+    pytest.skip("this machine has a GPU: NGDIFF_TEST_DEVICE=cuda runs the kernels on it", allow_module_level=True)
 pytest.importorskip("triton", reason="triton is not installed: it exists for Linux alone")
 
 from interpreted import at_the_same_time, only
 from ngdiff_kernels.gpu import launch
 
+ROWS, PROCESSORS = launch.ROWS, launch._processors  # before the tests make them small
 TILE = 64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = (0, 1, 7, 61, TILE - 1, TILE, TILE + 1, 127, 3 * TILE, 4 * TILE + 13)
@@ -54,6 +55,9 @@ def no_unfinished_meeting() -> None:
     launch._MEETINGS.clear()
 
 
+needs_interpreter = pytest.mark.skipif(
+    not launch.INTERPRETED, reason="looks into Triton's interpreter; here kernels are compiled"
+)
 # numpy, in which the interpreter computes, warns of what these tests ask for.
 no_warnings = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
 
@@ -352,6 +356,7 @@ def test_fused_step_of_every_size(dtype, n):
     assert_within(theta, expected, 20 * U32 * 8 + spacing)
 
 
+@needs_interpreter
 @pytest.mark.parametrize("programs", [2, 3, 5, 8])
 @pytest.mark.parametrize("base", ["sgd", "adamw"])
 def test_programs_of_a_fused_step_meet(programs, base):
@@ -371,6 +376,26 @@ def test_programs_of_a_fused_step_meet(programs, base):
 
 
 @no_warnings
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_fused_step_with_tiles_of_full_size(dtype):
+    """As it runs outside of tests: on a GPU with as many programs as it holds."""
+    n = 200_003
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "ROWS", ROWS)
+        if not launch.INTERPRETED:
+            patch.setattr(launch, "_processors", PROCESSORS)
+            patch.setattr(launch, "PROGRAMS_A_PROCESSOR", 16)
+        theta = torch.randn(n).to(dtype)
+        pair = torch.randn(n).to(dtype), torch.randn(n).to(dtype)
+        expected = theta.clone()
+        report = fused(rules.NGDiff(), theta, pair, doubles(0, 0))
+    for value, (a, b) in zip(report[:3].tolist(), [(pair[0], pair[0]), (pair[1], pair[1]), pair], strict=True):
+        assert abs(value - float(a.double() @ b.double())) <= gram_bound(a, b)
+    reference.step_(expected, *pair, report[3:5], TRUE, {}, PLAIN, 0.05)
+    spacing = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps * expected.abs()
+    assert_within(theta, expected, 20 * U32 * 8 + spacing)
+
+
 @every_hyper
 @pytest.mark.parametrize("where", ["retain", "forget", "retain loss", "forget loss", "limit"])
 def test_refused_fused_step_writes_nothing_but_the_report(hyper, where):
@@ -426,6 +451,7 @@ def sparse(n: int) -> Tensor:
     return torch.from_numpy(np.zeros(n, dtype=np.int16)).view(torch.bfloat16)
 
 
+@needs_interpreter
 def test_positions_beyond_31_bits(monkeypatch):
     n = 2**31 + 3 * TILE + 5
     theta, gradient = sparse(n), sparse(n)

@@ -24,7 +24,7 @@ from asserts import (
 from hypothesis import given
 from hypothesis import strategies as st
 from ngdiff_kernels import reference
-from strategies import NONZERO, Pair, losses, pairs
+from strategies import NONZERO, Pair, losses, pairs, positive_losses
 
 from ngdiff import rules
 from ngdiff.gram import Coefficients, Gram, Losses, inverse_norm
@@ -48,7 +48,7 @@ def registry(monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@given(pair=pairs(), retain_loss=losses().filter(bool), forget_loss=losses().filter(bool))
+@given(pair=pairs(), retain_loss=positive_losses(), forget_loss=positive_losses())
 def test_rule_follows_formula(name, pair, retain_loss, forget_loss):
     assert_follows_formula(rules.get(name), name, pair, Losses(*doubles(retain_loss, forget_loss)))
 

@@ -25,6 +25,7 @@ COPY = "copy"
 
 def measure(device: torch.device, dtype: torch.dtype, base: str, n: int, repeats: int) -> dict[str, list[float]]:
     """Seconds of every call of every contestant, and of copying one buffer."""
+    torch.compiler.reset()  # torch compiles a function for eight sizes at most and is slow ever after
     first = Buffers.random(n, dtype, device, base)
     sets = [first]
     while len(sets) < 64 and len(sets) * first.bytes_moved(True) < CACHE:
