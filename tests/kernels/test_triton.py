@@ -375,7 +375,6 @@ def test_programs_of_a_fused_step_meet(programs, base):
     assert all(buffer.equal(expected[name]) for name, buffer in state.items())
 
 
-@no_warnings
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_fused_step_with_tiles_of_full_size(dtype):
     """As it runs outside of tests: on a GPU with as many programs as it holds."""
@@ -396,6 +395,7 @@ def test_fused_step_with_tiles_of_full_size(dtype):
     assert_within(theta, expected, 20 * U32 * 8 + spacing)
 
 
+@no_warnings
 @every_hyper
 @pytest.mark.parametrize("where", ["retain", "forget", "retain loss", "forget loss", "limit"])
 def test_refused_fused_step_writes_nothing_but_the_report(hyper, where):
