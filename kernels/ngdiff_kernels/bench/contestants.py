@@ -37,6 +37,11 @@ class Buffers:
     def tensors(self, flat: Tensor) -> list[Tensor]:
         return list(flat.tensor_split(min(TENSORS, len(flat))))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(buffer.nbytes for buffer in (self.theta, self.retain, self.forget, *self.state.values()))
+
     def bytes_moved(self, in_backward: bool) -> int:
         """Each gradient once for the Gram unless backward took it, then all read once, and all but the gradients written."""
         gradients = self.retain.nbytes + self.forget.nbytes
