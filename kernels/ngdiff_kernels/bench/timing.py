@@ -1,4 +1,4 @@
-"""Timing: in turn, one call each and again from the start, over several sets of buffers that together exceed the cache.
+"""Timing: in rounds of one call each, in random order, over several sets of buffers that together exceed the cache.
 
 The limit is the time in which the device moves every byte that must move, at the bandwidth that copying shows between the same
 calls.
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle
 from pathlib import Path
+from random import Random
 from statistics import median, quantiles
 from typing import Any
 
@@ -38,8 +39,9 @@ def measure(device: torch.device, dtype: torch.dtype, base: str, n: int, repeats
     steps = {COPY: copy} | contestants()
     order = cycle(sets)
     times: dict[str, list[float]] = {name: [] for name in steps}
+    shuffle = Random(0).sample
     for round in range(-3, repeats):
-        for name, step in steps.items():
+        for name, step in shuffle(list(steps.items()), len(steps)):  # who comes after whom must not matter
             buffers = next(order)
             seconds = _timed(step, buffers, device)
             if round >= 0:  # the first rounds warm up and compile
