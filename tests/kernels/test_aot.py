@@ -54,3 +54,19 @@ def test_registers_are_as_stored(compiled, target):
 def test_every_kernel_is_compiled(compiled):
     kernels = {name.split("-")[0] for name in compiled["targets"]["sm_90"]}
     assert kernels == {"gram", "combine", "step", "fused_step"}
+
+
+def test_sizes_and_seeds_are_not_compiled_in():
+    """One compilation serves every n and every seed: both are 64-bit arguments that Triton does not specialise on."""
+    code = """
+from ngdiff_kernels.gpu import kernels
+for name, kernel in vars(kernels).items():
+    if name.endswith("_kernel"):
+        for p in kernel.params:
+            assert p.name not in ("n", "seed") or (p.do_not_specialize and p.annotation_type == "i64"), (name, p.name)
+            print(p.name)
+"""
+    run = [sys.executable, "-c", code]
+    found = subprocess.run(run, env=os.environ | {"TRITON_INTERPRET": "0"}, check=True, capture_output=True, text=True).stdout
+    assert found.split().count("n") == 5
+    assert found.split().count("seed") == 2

@@ -225,6 +225,23 @@ def test_steps_are_those_of_the_reference(hyper, dtype, low_precision, combined)
             buffer.copy_(expected[name])
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("low_precision", LOW_PRECISION)
+def test_gradients_may_be_wider_than_the_weights(dtype, low_precision):
+    """As after accumulation in float32."""
+    hyper, n = HYPERS["nesterov, weight decay"], 4 * TILE + 13
+    seed = SEED if low_precision == "stochastic" else None
+    theta, retain, forget = torch.randn(n).to(dtype), torch.randn(n), torch.randn(n)
+    check_gram(retain, forget)
+    mine, theirs = theta.clone(), theta.clone()
+    state, expected = fresh_state(theta, hyper, low_precision), fresh_state(theta, hyper, low_precision)
+    launch.step_(mine, retain, forget, doubles(0.7, 0.3), TRUE, state, hyper, 0.05, seed)
+    reference.step_(theirs, retain, forget, doubles(0.7, 0.3), TRUE, expected, hyper, 0.05, seed)
+    assert_within(mine, theirs, 20 * U32 * 8 + torch.finfo(dtype).eps * theirs.abs())
+    for name, buffer in state.items():
+        assert_within(buffer, expected[name], 20 * U32 * 8)
+
+
 @every_hyper
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_low_precision_weights_are_the_rounded_master_weights(hyper, dtype):

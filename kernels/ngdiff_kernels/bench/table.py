@@ -47,5 +47,5 @@ def plot(path: Path, picture: Path) -> None:
             axis.set_xlabel("parameters")
             axis.grid(color="#dddddd", linewidth=0.6)
             axis.spines[["top", "right"]].set_visible(False)
-    panels[0][1].legend(frameon=False, fontsize=8, loc="upper left")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     figure.savefig(picture, dpi=140)

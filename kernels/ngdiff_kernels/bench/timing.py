@@ -94,12 +94,18 @@ def _versions() -> dict[str, Any]:
         triton = version("triton")
     except PackageNotFoundError:
         triton = ""
-    root = Path(__file__).resolve().parent
-    found = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True)
     return {
-        "commit": found.stdout.strip(),
+        "commit": _commit(),
         "torch": torch.__version__,
         "triton": triton,
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _commit() -> str:
+    """The checked-out commit, with "-dirty" if the measured code differs from it; results may; empty outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).resolve().parents[1])]
+    found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = found and subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "."]).returncode
+    return found + "-dirty" if changed else found
