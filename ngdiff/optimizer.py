@@ -225,13 +225,13 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         """As in torch.optim.
 
         Raises:
-            ValueError: the dict comes from another optimizer or base, or from a fixed rate where this one's is automatic.
+            ValueError: the dict comes from another optimizer, base or precision, or from another kind of learning rate.
         """
         extra = state_dict.get("ngdiff")
-        if extra is None or (extra["auto"] is None) != (self.auto is None) or not self._same_bases(state_dict["param_groups"]):
+        if extra is None or (extra["auto"] is None) != (self.auto is None) or not self._same_state(state_dict):
             raise ValueError(
-                "load_state_dict: the state is not from a TwoTaskOptimizer with the same base and kind of learning rate; "
-                "build this optimizer with the arguments of the saved one"
+                "load_state_dict: the state is not from a TwoTaskOptimizer with the same base, precision and kind of "
+                "learning rate; build this optimizer with the arguments of the saved one"
             )
         super().load_state_dict(state_dict)
         saved = self._saved_states(state_dict)  # not what torch made of it: it rounds all state to the parameter's dtype
@@ -246,15 +246,11 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         """The saved state of each parameter; torch counts parameters through all groups, in order."""
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
         mine = [parameter for group in self.param_groups for parameter in group["params"]]
-        return {parameter: state_dict["state"].get(number, {}) for number, parameter in zip(numbers, mine, strict=True)}
+        return {parameter: state_dict["state"].get(number, {}) for number, parameter in zip(numbers, mine, strict=False)}
 
-    def _same_bases(self, saved: list[dict[str, Any]]) -> bool:
-        """Whether saved param groups keep the same state as this optimizer's."""
-
-        def kinds(groups: list[dict[str, Any]]) -> list[dict[str, str]]:
-            return [state_shapes(group, torch.bfloat16) for group in groups]  # of 16 bits, to compare all that may be kept
-
-        return kinds(saved) == kinds(self.param_groups)
+    def _same_state(self, state_dict: dict[str, Any]) -> bool:
+        """Whether every saved parameter has the entries that are kept here: those of base, momentum and master weights."""
+        return all(set(saved) == set(self.state.get(p, {})) for p, saved in self._saved_states(state_dict).items())
 
     def _all_segments(self) -> Iterator[Segment]:
         return (segment for group in self._segments for segment in group)

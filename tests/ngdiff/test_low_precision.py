@@ -113,6 +113,17 @@ def test_a_resumed_run_goes_on_bit_for_bit(base, way):
             assert_bitwise_equal(second.optimizer.state[two][name], value)
 
 
+@pytest.mark.parametrize(("saved", "mine"), [
+    ({"dtype": torch.float32}, {"dtype": torch.bfloat16}),
+    ({"dtype": torch.bfloat16}, {"dtype": torch.float32}),
+    ({"dtype": torch.bfloat16, "low_precision": "stochastic"}, {"dtype": torch.bfloat16}),
+])  # fmt: skip
+def test_the_state_of_another_precision_is_refused(saved, mine):
+    one, two = Run(base="adamw", **saved), Run(base="adamw", **mine)
+    with pytest.raises(ValueError, match="same base, precision and kind of learning rate"):
+        two.optimizer.load_state_dict(one.optimizer.state_dict())
+
+
 def test_the_seed_decides_the_random_bits():
     runs = [Run(torch.bfloat16, "sgd", low_precision="stochastic", seed=seed) for seed in (1, 1, 2)]
     for run in runs:

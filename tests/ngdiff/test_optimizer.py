@@ -732,7 +732,7 @@ def test_the_state_of_a_torch_optimizer_is_refused():
 @pytest.mark.parametrize(("saved", "mine"), [(LR, "auto"), ("auto", LR)])
 def test_the_state_of_another_kind_of_rate_is_refused(saved, mine):
     model, other = mlp_problem().model, mlp_problem().model
-    with pytest.raises(ValueError, match="same base and kind of learning rate"):
+    with pytest.raises(ValueError, match="same base, precision and kind of learning rate"):
         make(model, lr=mine).load_state_dict(make(other, lr=saved).state_dict())
 
 

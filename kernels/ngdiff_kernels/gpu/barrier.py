@@ -13,8 +13,10 @@ import triton.language as tl
 def arrive(barrier):
     """Announce that what this program stored so far may be read; True in the program that comes last.
 
-    The last one sees what all others stored, and must call `release` when it has done its part.
+    The last one sees what all others stored, and must call `release` when it has done its part. It may write what the others
+    have read before they arrived: hence the wait for all threads of this program, of which a single one announces it.
     """
+    tl.debug_barrier()
     return tl.atomic_add(barrier, 1, sem="acq_rel") == tl.num_programs(0) - 1
 
 

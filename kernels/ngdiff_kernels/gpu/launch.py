@@ -4,9 +4,10 @@ Under TRITON_INTERPRET=1 the same kernels run on the CPU, one program after the 
 """
 
 import math
-from collections.abc import Mapping
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import lru_cache, wraps
+from typing import Any, TypeVar, cast
 
 import torch
 import triton
@@ -15,6 +16,8 @@ from torch import Tensor
 from ngdiff_kernels.gpu import kernels
 from ngdiff_kernels.gpu.coefficients import RULES
 from ngdiff_kernels.gpu.products import WIDTH
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 ROWS = 128  # of a tile: 1024 elements, 8 a thread, so that each has two loads of 16 bytes a float32 buffer under way
 THREADS = 128
@@ -33,6 +36,18 @@ def options(warp_size: int) -> dict[str, Any]:
 OPTIONS = {} if INTERPRETED else options(64 if torch.version.hip else 32)
 
 
+def _guarded(function: F) -> F:
+    """Launch on the device of the first argument: Triton takes the current one, whatever the tensors say."""
+
+    @wraps(function)
+    def call(first: Tensor, *rest: Any, **options: Any) -> Any:
+        with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
+            return function(first, *rest, **options)
+
+    return cast(F, call)
+
+
+@_guarded
 def gram(retain: Tensor, forget: Tensor) -> Tensor:
     """As `reference.gram`, within 5e-7 sum |a_i b_i| of each exact product; bit for bit the same at every call on a device."""
     out = torch.empty(3, dtype=torch.float64, device=retain.device)
@@ -42,12 +57,14 @@ def gram(retain: Tensor, forget: Tensor) -> Tensor:
     return out
 
 
+@_guarded
 def combine_(retain: Tensor, forget: Tensor, coefficients: Tensor) -> None:
     """As `reference.combine_`, in float32."""
     if retain.numel():
         kernels.combine_kernel[(_tiles(retain),)](retain, forget, coefficients, retain.numel(), ROWS=ROWS, **OPTIONS)
 
 
+@_guarded
 def base_step_(
     theta: Tensor,
     d: Tensor,
@@ -61,6 +78,7 @@ def base_step_(
     _step(theta, d, d, d, finite, state, hyper, lr, seed, combined=True)
 
 
+@_guarded
 def step_(
     theta: Tensor,
     retain: Tensor,
@@ -76,6 +94,7 @@ def step_(
     _step(theta, retain, forget, coefficients, finite, state, hyper, lr, seed, combined=False)
 
 
+@_guarded
 def probe_(
     out: Tensor, theta: Tensor, d: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any], h: float | Tensor
 ) -> None:
@@ -89,6 +108,7 @@ def probe_(
     )
 
 
+@_guarded
 def fused_step_(
     theta: Tensor,
     retain: Tensor,
