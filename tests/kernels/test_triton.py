@@ -361,6 +361,27 @@ def test_fused_step_is_gram_then_rule_then_step(hyper, dtype, low_precision):
             assert_bitwise_equal(buffer, expected[name])
 
 
+@given(
+    pair=pairs(),
+    name=st.sampled_from(["sgd, weight decay", "nesterov", "adamw, weight decay"]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    shift=st.integers(0, 3),
+)
+def test_fused_step_against_float64(pair, name, dtype, shift):
+    hyper, lr = HYPERS[name] | {"eps": 1e-2}, 0.05
+    theta, r, f = torch.randn(len(pair.retain)).to(dtype), pair.retain.to(dtype), pair.forget.to(dtype)
+    state = fresh_state(theta, hyper, "master")
+    zeros = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in state.items() if name != "master"}
+    mine = shifted(theta, shift)
+    fused(rules.NGDiff(), mine, (shifted(r, shift), shifted(f, shift)), doubles(0, 0), state=state, hyper=hyper, lr=lr)
+    units = [g.double() / g.double().norm().clamp(min=1e-300) for g in (r, f)]
+    expected = theta.double()
+    expected = expected - lr * reference.DIRECTIONS[hyper["base"]](expected, units[0] - units[1], zeros, hyper)[0]
+    # A norm is off by 4 u and d by 8 u of its two terms, which AdamW magnifies by 1 / eps = 100; 40 roundings of the rest.
+    bound = 40 * U32 * (1 + theta.double().abs()) + lr * 100 * 8 * U32 * (units[0].abs() + units[1].abs())
+    assert_within(state["master"] if dtype == torch.bfloat16 else mine, expected, bound)
+
+
 @every_dtype
 @pytest.mark.parametrize("n", SIZES)
 def test_fused_step_of_every_size(dtype, n):
