@@ -6,6 +6,7 @@ import torch
 from ngdiff_kernels import backend_for
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils.hooks import RemovableHandle
 
 from ngdiff.flat import Segment
 
@@ -18,7 +19,7 @@ class BackwardGram:
     was accumulated before, and in whichever order. What backward did not reach is left to `total`.
 
     Args:
-        segment: whose parameters to follow, with hooks on them from now on.
+        segment: whose parameters to follow; they carry hooks during tasks.
     """
 
     def __init__(self, segment: Segment):
@@ -26,18 +27,28 @@ class BackwardGram:
         self._rows = torch.zeros(len(segment.parameters), 3, dtype=torch.float64, device=segment.theta.device)
         self._current: set[int] = set()  # parameters whose row belongs to what the buffers hold now
         self._taking = False
-        for i, parameter in enumerate(segment.parameters):
-            parameter.register_post_accumulate_grad_hook(partial(self._accumulated, i))
+        self._hooks: list[RemovableHandle] = []
 
     def begin(self, taking: bool, fresh: bool) -> None:
         """A task begins: whether to take products during it, and whether its gradient starts from zero."""
         self._taking = taking
         if fresh:
             self._current.clear()
+        # For the length of a task only: a hook that stayed would keep all buffers alive as long as the model.
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(partial(self._accumulated, i))
+            for i, parameter in enumerate(self._segment.parameters)
+        ]
+
+    def forget(self) -> None:
+        """A gradient was changed by other means: no row belongs to it any more."""
+        self._current.clear()
 
     def end(self) -> None:
         """The task is over."""
         self._taking = False
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def total(self) -> Tensor:
         """(g_R.g_R, g_F.g_F, g_R.g_F) of the whole segment, shape (3,), float64."""

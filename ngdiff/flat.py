@@ -35,6 +35,7 @@ class Segment:
         for parameter, value in zip(parameters, self._values, strict=True):
             value.copy_(parameter.detach())
         self.point_at(self.theta)
+        self._versions = [parameter._version for parameter in parameters]
         self._gradient_views = {task: self.views(buffer) for task, buffer in self.gradients.items()}
 
     def views(self, buffer: Tensor) -> list[Tensor]:
@@ -70,8 +71,21 @@ class Segment:
                     f"a parameter of shape {tuple(parameter.shape)} has a gradient from outside a task; "
                     "call backward inside `with optimizer.task(...)`"
                 )
+        self._follow_edits()
         for parameter, view in zip(self.parameters, self._gradient_views[task], strict=True):
             parameter.grad = view
+
+    def _follow_edits(self) -> None:
+        """Take over into the master weights what someone else wrote into the parameters, such as a loaded checkpoint.
+
+        torch counts such writes in a version of each parameter; steps write into the buffer behind it and are not counted.
+        Master weights that still round to the parameter keep their digits.
+        """
+        versions = [parameter._version for parameter in self.parameters]
+        if "master" in self.state and versions != self._versions:
+            edited = self.state["master"].to(self.theta.dtype) != self.theta
+            self.state["master"].copy_(torch.where(edited, self.theta, self.state["master"]))
+        self._versions = versions
 
     def check_attached(self, task: str) -> None:
         """Raise RuntimeError if a gradient went elsewhere since `attach`, as after zero_grad() inside a task."""

@@ -212,7 +212,12 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim, with per-parameter state by torch's names, and the state of the automatic rate beside it."""
-        extra = {"steps": self._steps, "skipped": self.skipped_steps, "auto": self.auto.state_dict() if self.auto else None}
+        extra = {
+            "steps": self._steps,
+            "skipped": self.skipped_steps,
+            "seed": self._seed,
+            "auto": self.auto.state_dict() if self.auto else None,
+        }
         result = super().state_dict()
         # Scalars are shared by all parameters of a buffer here; an optimizer of torch that loads them counts each by itself.
         result["state"] = {
@@ -238,7 +243,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         for segment in self._all_segments():
             segment.load_state([saved[p] for p in segment.parameters])
             self._publish_state(segment)
-        self._steps, self._skipped = extra["steps"], extra["skipped"]
+        self._steps, self._skipped, self._seed = extra["steps"], extra["skipped"], extra.get("seed", self._seed)
         if self.auto:
             self.auto.load_state_dict(extra["auto"])
 
@@ -267,6 +272,8 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
             if task not in self._ready:  # not read by the rule, but it must not carry over from an earlier step
                 for segment in self._all_segments():
                     segment.gradients[task].zero_()
+                for products in (self._products or {}).values():
+                    products.forget()
         if self.rule.needs_losses and losses is None:
             raise ValueError(f"step: rule {type(self.rule).__name__} reads the losses; pass losses=(retain_loss, forget_loss)")
         if self.auto and probe is None:
@@ -296,9 +303,10 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         """The whole step in one launch, where parameters, rule and backend allow it; otherwise None, and nothing is done."""
         (group, segment), *others = self._grouped()
         backend = _backend(segment)
-        if others or self._products is not None or self.rule.kernel is None or not hasattr(backend, "fused_step_"):
+        form = rules.device_form(self.rule)
+        if others or self._products is not None or form is None or not hasattr(backend, "fused_step_"):
             return None
-        name, parameter = self.rule.kernel
+        name, parameter = form
         theta, gradients = segment.theta, segment.gradients
         values = torch.zeros(2, dtype=torch.float64, device=theta.device)
         if losses is not None:
@@ -346,7 +354,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
     def _step_seed(self, segment: Segment) -> int:
         """A seed of its own for every step and segment."""
         number = next(i for i, other in enumerate(self._all_segments()) if other is segment)
-        return ((self._seed * 0x9E3779B97F4A7C15 + self._steps) * 0x100 + number) % 2**63
+        return ((self._seed * 0x9E3779B97F4A7C15 + self._steps) * 0x10000 + number) % 2**63
 
     def _grouped(self) -> Iterator[tuple[dict[str, Any], Segment]]:
         for group, members in zip(self.param_groups, self._segments, strict=True):

@@ -29,7 +29,8 @@ SAFE = 2.0**100  # coefficients between 1 / SAFE and SAFE neither overflow nor u
 def gram(retain: Tensor, forget: Tensor) -> Tensor:
     """As `reference.gram`, within 68 u = 4e-6 sum |a_i b_i| of each exact product, by the worst case of rounding.
 
-    Measured: below 6e-7 on constant gradients, whose roundings all go the same way, and 2e-8 on random ones.
+    What underflows is lost on top of that: below 2^-22 of either square. Measured: below 6e-7 on constant gradients, whose
+    roundings all go the same way, and 2e-8 on random ones.
     """
     if retain.dtype != torch.float32:
         return reference.gram(retain, forget)

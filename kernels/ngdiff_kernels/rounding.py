@@ -36,7 +36,8 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, seed: int, start: int = 0) -
 
 def _to_bfloat16(x: Tensor, random: Tensor) -> Tensor:
     # A bfloat16 is the upper half of a float32: adding 16 random bits carries into it with the right probability.
-    return ((x.view(torch.int32) + random) & ~0xFFFF).view(torch.float32).bfloat16()
+    rounded = ((x.view(torch.int32) + random) & ~0xFFFF).view(torch.float32)
+    return torch.where(x.isnan(), x, rounded).bfloat16()  # the bits of a NaN would run over into those of -0
 
 
 def _to_float16(x: Tensor, random: Tensor) -> Tensor:

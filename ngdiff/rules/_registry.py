@@ -25,13 +25,23 @@ class Rule:
     def kernel(self) -> tuple[str, float] | None:
         """Name and parameter of the same rule among the device rules of ngdiff_kernels, or None if it has no such form.
 
-        A rule that has one takes its step in a single launch; every other one runs between two launches.
+        A rule that has one takes its step in a single launch; every other one runs between two launches. Read it through
+        `device_form`, which knows of subclasses that combine in another way.
         """
         return None
 
     def __call__(self, gram: Gram, losses: Losses | None = None) -> Coefficients:
         """(c_R, c_F) for the given Gram matrix."""
         raise TypeError(f"{type(self).__name__} defines no __call__(gram, losses)")
+
+
+def device_form(rule: Rule) -> tuple[str, float] | None:
+    """`rule.kernel`, or None if a subclass changed what the rule computes without giving a device form of its own."""
+
+    def owner(attribute: str) -> int:
+        return next(i for i, kind in enumerate(type(rule).__mro__) if attribute in vars(kind))
+
+    return rule.kernel if owner("kernel") <= owner("__call__") else None
 
 
 R = TypeVar("R", bound="type[Rule]")

@@ -35,7 +35,7 @@ def test_nothing_is_spilled(compiled, target):
 def test_loads_and_stores_are_16_bytes_wide(compiled, target):
     """Each buffer's elements in whole vectors. On gfx942 the sums of a launch's parts add a few that are not counted."""
     entries = compiled["targets"][target]
-    assert len(entries) == 22
+    assert len(entries) > 40
     for name, entry in entries.items():
         for kind in ("loads", "stores"):
             found, needed = entry[f"{kind}_of_16_bytes"], entry[f"{kind}_needed"]
@@ -52,8 +52,10 @@ def test_registers_are_as_stored(compiled, target):
 
 
 def test_every_kernel_is_compiled(compiled):
-    kernels = {name.split("-")[0] for name in compiled["targets"]["sm_90"]}
-    assert kernels == {"gram", "combine", "step", "fused_step"}
+    code = "from ngdiff_kernels.gpu import kernels; print(*[n for n in vars(kernels) if n.endswith('_kernel')])"
+    run = [sys.executable, "-c", code]
+    found = subprocess.run(run, env=os.environ | {"TRITON_INTERPRET": "0"}, check=True, capture_output=True, text=True).stdout
+    assert {name.split("-")[0] + "_kernel" for name in compiled["targets"]["sm_90"]} == set(found.split())
 
 
 def test_sizes_and_seeds_are_not_compiled_in():

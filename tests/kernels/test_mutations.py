@@ -61,7 +61,9 @@ MUTATIONS = {
     "random bits follow the program": Mutation(
         "updates", "+ start // WIDTH)", "+ start // WIDTH * tl.num_programs(0))", "grid"
     ),
-    "rounding cuts off": Mutation("updates", "bits + 0x7FFF + ((bits >> 16) & 1)", "bits", "rounded_master"),
+    "rounding cuts off": Mutation(
+        "updates", "tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), bits)", "bits", "rounded_master"
+    ),
     "step although not finite": Mutation("kernels", "if tl.load(finite):", "if tl.load(finite) | True:", "refused_step"),
     "step although the limit is passed": Mutation(
         "coefficients", "* tl.sqrt(ff) < limit", "* tl.sqrt(ff) < 1e300", "refused_fused"

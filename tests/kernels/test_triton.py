@@ -4,6 +4,7 @@ On a machine with a GPU `NGDIFF_TEST_DEVICE=cuda make test` runs them there.
 """
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -505,3 +506,51 @@ def test_positions_beyond_31_bits(monkeypatch):
         gradient[n - 5 - TILE] = 3.0
         launch.step_(theta, gradient, gradient, doubles(1.0, 0.0), TRUE, {}, PLAIN, 1.0)
     assert theta[n - 5 - TILE] == -3.0
+
+
+@needs_interpreter
+def test_products_and_probes_beyond_31_bits(monkeypatch):
+    n = 2**31 + 3 * TILE + 5
+    big, other, out = sparse(n), sparse(n), sparse(n)
+    programs = n // TILE + 1
+    monkeypatch.setattr(launch, "_tiles", lambda buffer: 1)
+    monkeypatch.setattr(launch, "_programs", lambda buffer: 1)
+    monkeypatch.setattr(launch, "PARTS", programs)
+    big[-5:], other[-5:] = 2.0, 3.0
+    big[n - 5 - TILE] = 4.0
+    for program, expected in ((programs - 1, [20.0, 45.0, 30.0]), (programs - 2, [16.0, 0.0, 0.0])):
+        with only(program, programs):
+            launch.gram(big, other)
+            launch.combine_(big, other, doubles(1.0, 0.0))
+            launch.probe_(out, big, other, {}, PLAIN, 1.0)
+        parts, barrier = launch._meeting(big.device)
+        assert parts[3 * program : 3 * program + 3].tolist() == expected
+        barrier.zero_()  # all the other programs never arrive
+    assert out[-5:].tolist() == [5.0] * 5
+    assert out[n - 5 - TILE] == 4.0
+    assert not out[: 2**20].any()
+
+
+def test_a_nan_in_the_weights_stays_one():
+    nans = torch.tensor([0x7FFFFFFF, 0x7FC00000, -1] * 5, dtype=torch.int32).view(torch.float32)
+    for low_precision in ("nearest", "stochastic"):
+        theta = torch.zeros(15, dtype=torch.bfloat16)
+        launch.probe_(theta, nans, torch.zeros(15).bfloat16(), {}, PLAIN, 0.0)
+        assert theta.isnan().all()
+        launch.step_(theta, theta, theta, doubles(0, 0), TRUE, {}, PLAIN, 0.1, SEED if low_precision == "stochastic" else None)
+        assert theta.isnan().all()
+
+
+@pytest.mark.parametrize(("registers", "hip", "expected"), [
+    (56, None, 9), (57, None, 8), (110, None, 4), (255, None, 2), (16, None, 16),
+    (84, "6.4", 10), (96, "6.4", 10), (128, "6.4", 8), (16, "6.4", 16),
+])  # fmt: skip
+def test_programs_that_a_processor_holds(monkeypatch, registers, hip, expected):
+    """H200: 65536 registers and 2048 threads. MI300: four units of 512 registers a lane, handed out by eights, 8 waves each."""
+    kernel = SimpleNamespace(n_regs=registers, metadata=SimpleNamespace(shared=1024))
+    h200 = SimpleNamespace(
+        regs_per_multiprocessor=65536, shared_memory_per_multiprocessor=233472, max_threads_per_multi_processor=2048
+    )
+    monkeypatch.setattr(launch, "PROGRAMS_A_PROCESSOR", 16)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert launch.programs_a_processor(kernel, h200) == expected

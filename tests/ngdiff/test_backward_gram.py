@@ -1,5 +1,8 @@
 """Inner products taken during backward are those of the finished gradients, in whatever order and pieces these came."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from asserts import U64, assert_within
@@ -37,9 +40,11 @@ def run(model: Net, optimizer: TwoTaskOptimizer, tasks: str) -> None:
             model.loss(task).backward()
 
 
-def assert_gram_is_that_of_the_buffers(optimizer: TwoTaskOptimizer) -> None:
+def assert_gram_is_that_of_the_buffers(optimizer: TwoTaskOptimizer, retain_is_zero: bool = False) -> None:
     ((segment,),) = optimizer._segments
     r, f = segment.gradients["retain"].clone(), segment.gradients["forget"].clone()
+    if retain_is_zero:
+        r = torch.zeros_like(f)
     optimizer.step()
     measured = torch.stack(optimizer.last_step.gram)
     expected = torch.stack([r @ r, f @ f, r @ f])
@@ -74,6 +79,29 @@ def test_a_task_that_failed_is_taken_again(net):
         raise ZeroDivisionError
     run(model, optimizer, "f")
     assert_gram_is_that_of_the_buffers(optimizer)
+
+
+def test_a_discarded_task_that_the_rule_does_not_read_leaves_nothing(net):
+    model = net[0]
+    optimizer = TwoTaskOptimizer(model.parameters(), "ga", lr=0.01, gram_during_backward=True)
+    run(model, optimizer, "f")
+    with pytest.raises(ZeroDivisionError), optimizer.task("retain"):
+        (model.loss("retain") * float("nan")).backward()
+        raise ZeroDivisionError
+    assert_gram_is_that_of_the_buffers(optimizer, retain_is_zero=True)
+    assert optimizer.skipped_steps == 0
+
+
+def test_hooks_keep_nothing_alive():
+    model = Net().double()
+    optimizer = TwoTaskOptimizer(model.parameters(), lr=0.01, gram_during_backward=True)
+    run(model, optimizer, "rf")
+    ((segment,),) = optimizer._segments
+    buffer = weakref.ref(segment.gradients["retain"])
+    del optimizer, segment
+    gc.collect()
+    assert buffer() is None
+    model.loss("retain").backward()
 
 
 def test_zero_grad_discards(net):

@@ -82,6 +82,29 @@ def test_a_rule_without_a_device_form_takes_two_launches(monkeypatch, launches):
     assert not weights(model).equal(start)
 
 
+def test_a_subclass_that_combines_in_another_way_is_not_taken_for_its_parent(monkeypatch, launches):
+    monkeypatch.setenv("NGDIFF_BACKEND", "triton")
+
+    class Nothing(rules.NGDiff):
+        def __call__(self, gram, losses=None):
+            return rules.GDiff(1.0)(gram, losses)._replace(retain=torch.zeros_like(gram.retain))
+
+    class Renamed(rules.NGDiff):
+        """Combines as its parent does."""
+
+    assert rules.device_form(Nothing()) is None
+    assert rules.device_form(Renamed()) == ("ngdiff", 0.0)
+    model = nn.Linear(5, 3)
+    start = weights(model)
+    optimizer = TwoTaskOptimizer(model.parameters(), Nothing(), lr=0.1)
+    for task in ("retain", "forget"):
+        with optimizer.task(task):
+            model(torch.randn(4, 5)).square().sum().backward()
+    optimizer.step()
+    assert launches == ["gram", "step"]
+    assert weights(model).equal(start)
+
+
 def test_param_groups_share_one_gram(monkeypatch, launches):
     """Two groups cannot be fused: the coefficients are those of all parameters together."""
     monkeypatch.setenv("NGDIFF_BACKEND", "triton")

@@ -90,8 +90,9 @@ def test_updates_far_below_the_spacing_add_up(dtype, base, way):
 
 @every_way
 @every_base
-def test_a_resumed_run_goes_on_bit_for_bit(base, way):
-    whole, first = Run(torch.bfloat16, base, low_precision=way), Run(torch.bfloat16, base, low_precision=way)
+@pytest.mark.parametrize("optimizer_first", [True, False])
+def test_a_resumed_run_goes_on_bit_for_bit(base, way, optimizer_first):
+    whole, first = (Run(torch.bfloat16, base, low_precision=way, seed=5) for _ in range(2))
     for number in range(6):
         whole.step(number)
     for number in range(3):
@@ -101,16 +102,46 @@ def test_a_resumed_run_goes_on_bit_for_bit(base, way):
     stored.seek(0)
     values, state = torch.load(stored)
     second = Run(torch.bfloat16, base, low_precision=way)
+    if optimizer_first:
+        second.optimizer.load_state_dict(state)
     with torch.no_grad():
         for parameter, value in zip(second.parameters, values, strict=True):
             parameter.copy_(value)
-    second.optimizer.load_state_dict(state)
+    if not optimizer_first:
+        second.optimizer.load_state_dict(state)
     for number in range(3, 6):
         second.step(number)
     for one, two in zip(whole.parameters, second.parameters, strict=True):
         assert_bitwise_equal(two.detach(), one.detach())
         for name, value in whole.optimizer.state[one].items():
             assert_bitwise_equal(second.optimizer.state[two][name], value)
+
+
+@every_dtype
+def test_weights_that_are_loaded_later_are_not_undone(dtype):
+    run = Run(dtype, "sgd", lr=0.0)
+    run.step(0)
+    kept = run.state("master")[1].clone()
+    with torch.no_grad():
+        run.parameters[0].fill_(5.0)
+    run.step(1)
+    assert (run.parameters[0] == 5).all()
+    assert (run.state("master")[0] == 5).all()
+    assert_bitwise_equal(run.state("master")[1], kept)
+
+
+def test_edits_that_touch_nothing_leave_the_digits_of_the_master_weights():
+    run = Run(torch.bfloat16, "sgd", lr=1e-5)
+    run.step(0)
+    before = [master.clone() for master in run.state("master")]
+    run.optimizer.param_groups[0]["lr"] = 0.0
+    with torch.no_grad():
+        for parameter in run.parameters:
+            parameter.copy_(parameter.clone())
+    run.step(1)
+    for one, two in zip(before, run.state("master"), strict=True):
+        assert_bitwise_equal(two, one)
+    assert not before[0].equal(before[0].bfloat16().float())
 
 
 @pytest.mark.parametrize(("saved", "mine"), [
@@ -204,6 +235,13 @@ def test_exact_values_are_kept(dtype):
     every = every[every.isfinite()]
     for seed in range(3):
         assert_bitwise_equal(stochastic_round(every.float(), dtype, seed), every)
+
+
+@every_dtype
+def test_a_nan_stays_one(dtype):
+    """Whatever its bits: GPUs make 0x7FFFFFFF, to which nothing can be added."""
+    nans = torch.tensor([0x7FFFFFFF, 0x7FC00000, 0x7F800001, -1], dtype=torch.int32).view(torch.float32)
+    assert stochastic_round(nans, dtype, seed=1).isnan().all()
 
 
 def test_random_bits_do_not_depend_on_how_the_work_is_cut():

@@ -36,18 +36,28 @@ NO_MOMENTUM = {"MOMENTUM_ON": False, "NESTEROV": False}
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel with its dtype and constants, and the buffers that it reads and writes in its main loop."""
+    """A kernel with its dtype and constants, and the buffers that it reads and writes unmasked, in vectors."""
 
     kernel: str
     dtype: str
     constants: dict[str, Any]
     reads: tuple[str, ...]
     writes: tuple[str, ...]
+    remark: str = ""
 
     @property
     def name(self) -> str:
         chosen = [str(value) for key, value in self.constants.items() if key in ("BASE", "ROUNDING")]
-        return "-".join([self.kernel, self.dtype, *chosen, *["nesterov"] * bool(self.constants.get("NESTEROV"))])
+        chosen += ["combined"] * bool(self.constants.get("COMBINED"))
+        return "-".join(
+            [
+                self.kernel,
+                self.dtype,
+                *chosen,
+                *["nesterov"] * bool(self.constants.get("NESTEROV")),
+                *[self.remark] * bool(self.remark),
+            ]
+        )
 
     def vectors(self, buffers: tuple[str, ...]) -> int:
         """Accesses of 16 bytes that each thread needs for its elements of a tile."""
@@ -79,22 +89,30 @@ def variants() -> Iterator[Variant]:
         written = tuple(dict.fromkeys((weights, "theta", *state)))
         step = (weights, *gradients, *state)
         yield Variant("step", dtype, {"COMBINED": False} | constants, step, written)
+        yield Variant("step", dtype, {"COMBINED": True} | constants, (weights, "retain", *state), written)
         yield Variant("fused_step", dtype, fused | constants, (*gradients, *step), written)
+        probed = {key: value for key, value in constants.items() if key != "ROUNDING"}
+        yield Variant("probe", dtype, probed, ("theta", "d", *state), ("out",), rounding)
+    for name, rule in coefficients.RULES.items():
+        constants = {"BASE": "sgd", "MOMENTUM_ON": True, "NESTEROV": False, "ROUNDING": "nearest", "RULE": rule}
+        yield Variant("fused_step", "bf16", constants, (*gradients, "theta", *gradients, "first"), ("theta", "first"), name)
 
 
 def compile_variant(variant: Variant, target: GPUTarget) -> Any:
     """The compiled kernel, for buffers on 16-byte boundaries, as the optimizer's are."""
     function = getattr(kernels, f"{variant.kernel}_kernel")
     constants = variant.constants | {"ROWS": launch.ROWS}
-    signature = {name: "constexpr" if name in constants else _type(name, variant.dtype) for name in function.arg_names}
+    signature = {
+        name: "constexpr" if name in constants else _type(name, variant.dtype, variant.kernel) for name in function.arg_names
+    }
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned)
     options = launch.options(target.warp_size) | ({"launch_cooperative_grid": True} if variant.kernel == "fused_step" else {})
     return triton.compile(source, target=target, options=options)
 
 
-def _type(argument: str, dtype: str) -> str:
-    if argument in DOUBLES:
+def _type(argument: str, dtype: str, kernel: str) -> str:
+    if argument in DOUBLES and (kernel, argument) != ("probe", "out"):
         return "*fp64"
     kinds = {"n": "i64", "seed": "i64", "barrier": "*i32", "finite": "*i1", "step": "*fp32"}
     return kinds.get(argument, "*fp32" if argument in FLOAT32_BUFFERS else f"*{dtype}")

@@ -104,6 +104,36 @@ def step_kernel(
                 release(barrier)
 
 
+@triton.jit
+def probe_tile(
+    out,
+    theta,
+    d,
+    first,
+    second,
+    start,
+    n,
+    h,
+    step,
+    hyper,
+    BASE: tl.constexpr,
+    MOMENTUM_ON: tl.constexpr,
+    NESTEROV: tl.constexpr,
+    WHOLE: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """out <- theta + h base(d) in one tile."""
+    TWO: tl.constexpr = BASE == "adamw"
+    offsets = tile_offsets(ROWS)
+    inside = None if WHOLE else offsets < n - start
+    t = tl.load(theta + start + offsets, mask=inside).to(tl.float32)
+    g = tl.load(d + start + offsets, mask=inside).to(tl.float32)
+    s1 = tl.load(first + start + offsets, mask=inside) if TWO or MOMENTUM_ON else g
+    s2 = tl.load(second + start + offsets, mask=inside) if TWO else g
+    update, s1, s2 = direction(t, g, s1, s2, step, hyper, BASE, MOMENTUM_ON, NESTEROV)
+    tl.store(out + start + offsets, to_nearest(t + h * update, out.dtype.element_ty), mask=inside)
+
+
 @triton.jit(do_not_specialize=["n"])
 def probe_kernel(
     out,
@@ -121,18 +151,13 @@ def probe_kernel(
     ROWS: tl.constexpr,
 ):
     """out <- theta + h base(d)."""
-    TWO: tl.constexpr = BASE == "adamw"
     start = tl.program_id(0).to(tl.int64) * (ROWS * WIDTH)
-    offsets = tile_offsets(ROWS)
-    inside = offsets < n - start
-    t = tl.load(theta + start + offsets, mask=inside).to(tl.float32)
-    g = tl.load(d + start + offsets, mask=inside).to(tl.float32)
-    s1 = tl.load(first + start + offsets, mask=inside) if TWO or MOMENTUM_ON else g
-    s2 = tl.load(second + start + offsets, mask=inside) if TWO else g
-    count = tl.load(step).to(tl.float64) + 1 if TWO else 0.0
-    update, s1, s2 = direction(t, g, s1, s2, count, hyper, BASE, MOMENTUM_ON, NESTEROV)
-    value = t + tl.load(h).to(tl.float32) * update
-    tl.store(out + start + offsets, to_nearest(value, out.dtype.element_ty), mask=inside)
+    count = tl.load(step).to(tl.float64) + 1 if BASE == "adamw" else 0.0
+    rate = tl.load(h).to(tl.float32)
+    if start + ROWS * WIDTH <= n:
+        probe_tile(out, theta, d, first, second, start, n, rate, count, hyper, BASE, MOMENTUM_ON, NESTEROV, True, ROWS)
+    else:
+        probe_tile(out, theta, d, first, second, start, n, rate, count, hyper, BASE, MOMENTUM_ON, NESTEROV, False, ROWS)
 
 
 @triton.jit(do_not_specialize=["n", "seed"])

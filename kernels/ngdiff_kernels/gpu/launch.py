@@ -49,7 +49,10 @@ def _guarded(function: F) -> F:
 
 @_guarded
 def gram(retain: Tensor, forget: Tensor) -> Tensor:
-    """As `reference.gram`, within 5e-7 sum |a_i b_i| of each exact product; bit for bit the same at every call on a device."""
+    """As `reference.gram`, within 5e-7 sum |a_i b_i| of each exact product; bit for bit the same at every call on a device.
+
+    In a row of 8, what is below 2^-147 of its largest |a_i| times its largest |b_i| is lost on top of that.
+    """
     out = torch.empty(3, dtype=torch.float64, device=retain.device)
     parts, barrier = _meeting(retain.device)
     grid = (_programs(retain),)
@@ -122,7 +125,19 @@ def fused_step_(
     limit: float,
     seed: int | None = None,
 ) -> Tensor:
-    """`reference.fused_step_` in one launch: two sweeps with a meeting of all programs between them."""
+    """The whole step in one launch: two sweeps with a meeting of all programs, and the rule, between them.
+
+    Args:
+        theta, retain, forget, state, hyper, lr, seed: as for `step_`.
+        rule: name of a device rule, see `coefficients.RULES`.
+        parameter: of the rule, such as the c of GDiff; 0 for rules without one.
+        losses: (retain, forget), shape (2,), float64; zeros where the caller has none and the rule reads none.
+        limit: the norm of d at which the step is refused.
+
+    Returns:
+        Shape (6,), float64: g_R.g_R, g_F.g_F, g_R.g_F, c_R, c_F, and 1 if the step was taken or 0 if it was refused, because a
+        product or a loss is not finite or d reaches the limit; then nothing else was written.
+    """
     report = torch.empty(6, dtype=torch.float64, device=theta.device)
     first, second, master, step = _buffers(theta, state)
     parts, barrier = _meeting(theta.device)
@@ -201,7 +216,9 @@ def _resident(arguments: tuple[Any, ...], constants: dict[str, Any], together: d
     """How many programs of the fused step the device holds at once."""
     if INTERPRETED:
         return 1  # programs run one after the other: a second one would never start
-    key = (device, arguments[1].dtype, arguments[2].dtype, *((k, getattr(v, "__name__", v)) for k, v in constants.items()))
+    # All that Triton compiles for: dtypes, addresses on 16-byte boundaries, constants.
+    kinds = tuple((a.dtype, a.data_ptr() % 16 == 0) for a in arguments if isinstance(a, Tensor))
+    key = (device, kinds, *((name, getattr(value, "__name__", value)) for name, value in constants.items()))
     if key not in _RESIDENT:
         kernel = kernels.fused_step_kernel.warmup(*arguments, grid=(1,), **constants, **together)
         kernel._init_handles()
@@ -211,13 +228,13 @@ def _resident(arguments: tuple[Any, ...], constants: dict[str, Any], together: d
 
 def programs_a_processor(kernel: Any, properties: Any) -> int:
     """How many programs of a compiled kernel fit on one multiprocessor, from its registers, shared memory and threads."""
+    registers = max(8, -(-kernel.n_regs // 8) * 8)  # of a thread; both makers hand them out by eights
     if torch.version.hip:
-        # Four SIMD units of 512 vector registers a lane, and two waves a program.
-        return max(1, min(PROGRAMS_A_PROCESSOR, 4 * (512 // max(kernel.n_regs, 1)) // 2))
-    registers = -(-kernel.n_regs // 8) * 8 * THREADS  # handed out eight a thread
+        # Four SIMD units, each with 512 vector registers a lane and 8 waves at most; two waves a program.
+        return max(1, min(8, 512 // registers) * 4 // (THREADS // 64))
     shared = kernel.metadata.shared + 1024  # the system keeps 1 KiB of each program's for itself
     fits = (
-        properties.regs_per_multiprocessor // registers,
+        properties.regs_per_multiprocessor // (registers * THREADS),
         properties.shared_memory_per_multiprocessor // shared,
         properties.max_threads_per_multi_processor // THREADS,
         PROGRAMS_A_PROCESSOR,
@@ -238,10 +255,16 @@ def _meeting(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _rate(value: float | Tensor, device: torch.device) -> Tensor:
-    return value.to(device, torch.float64) if isinstance(value, Tensor) else _numbers((float(value),), device)
+    return value.to(device, torch.float64) if isinstance(value, Tensor) else _number(float(value), device)
+
+
+@lru_cache(maxsize=64)
+def _number(value: float, device: torch.device) -> Tensor:
+    """One number in device memory, by a fill: a copy from here would wait for all that the device has still to do."""
+    return torch.full((), value, dtype=torch.float64, device=device)
 
 
 @lru_cache(maxsize=256)
 def _numbers(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Numbers in device memory, uploaded when they change and never written there."""
+    """Numbers that do not change from step to step, copied into device memory once and never written there."""
     return torch.tensor(values, dtype=torch.float64, device=device)

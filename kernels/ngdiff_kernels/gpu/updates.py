@@ -89,7 +89,8 @@ def upper_half(bits):
 @triton.jit
 def round_to_bfloat16(x, random):
     """x, float32, to one of its two neighbours in bfloat16, the nearer the likelier: unbiased, and exact values stay."""
-    return upper_half(x.to(tl.int32, bitcast=True) + random)
+    bits = x.to(tl.int32, bitcast=True)
+    return upper_half(tl.where(x == x, bits + random, bits))  # the bits of a NaN would run over into those of -0
 
 
 @triton.jit
@@ -106,10 +107,10 @@ def round_to_float16(x, random):
 
 @triton.jit
 def to_nearest(x, dtype: tl.constexpr):
-    """x, float32 and no NaN, rounded to nearest even in `dtype`."""
+    """x, float32, rounded to nearest even in `dtype`."""
     if dtype == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
-        return upper_half(bits + 0x7FFF + ((bits >> 16) & 1))
+        return upper_half(tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), bits))
     else:
         return x.to(dtype)
 
