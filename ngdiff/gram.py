@@ -43,6 +43,14 @@ class Coefficients(NamedTuple):
     retain: Tensor
     forget: Tensor
 
+    @property
+    def weight(self) -> Tensor:
+        """c = c_R / (c_R + c_F), the weight of the retain task where d is written as a multiple of c g_R - (1 - c) g_F.
+
+        Shape (...); NaN where both coefficients are 0.
+        """
+        return self.retain / (self.retain + self.forget)
+
 
 def inverse_norm(square: Tensor) -> Tensor:
     """1 / ||g|| from g.g, and 0 for a gradient that is zero, so that c g is the zero vector and not NaN.

@@ -79,14 +79,13 @@ def _passes(n: int, batch: int, generator: torch.Generator) -> Iterator[list[int
 def _record(step: int, losses: list[torch.Tensor], optimizer: TwoTaskOptimizer) -> dict[str, Any]:
     report = optimizer.last_step
     assert report is not None
-    c_retain, c_forget = (c.item() for c in report.coefficients)
     values = {
         "retain_loss": losses[0].item(),
         "forget_loss": losses[1].item(),
         "norm_retain": report.gram.retain.sqrt().item(),
         "norm_forget": report.gram.forget.sqrt().item(),
         "cosine": report.gram.cosine.item(),
-        "c": c_retain / (c_retain + c_forget) if c_retain + c_forget else math.nan,
+        "c": report.coefficients.weight.item(),
         "lr": optimizer.param_groups[0]["lr"],
     }
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN

@@ -1,0 +1,242 @@
+"""What a claim is, and how one is examined."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
+
+import sympy
+from flint import arb
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.strategies import SearchStrategy
+
+from theory.exact import Number, ball, largest
+
+
+class Measurement(NamedTuple):
+    """A number and what the theory says that it cannot exceed.
+
+    Attributes:
+        measured, bound: floats, rationals or balls; of two balls the claim holds only if they do not overlap.
+        what: which part of the claim this is.
+    """
+
+    measured: Number
+    bound: Number
+    what: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """measured <= bound, with certainty. False for NaN."""
+        return bool(_comparable(self.measured) <= _comparable(self.bound))
+
+    @property
+    def ratio(self) -> float:
+        """measured / bound: how tight the bound is here. 0 where a bound of 0 holds."""
+        if self.holds and (self.bound == 0 or largest(self.bound) == 0):
+            return 0.0
+        quotient = ball(self.measured) / ball(self.bound)
+        return float(quotient.upper()) if quotient.is_finite() else float("inf")
+
+
+def worst(*parts: Measurement) -> Measurement:
+    """The part of a claim that fails; or, where none does, the one with the largest ratio."""
+    failed = [part for part in parts if not part.holds]
+    return failed[0] if failed else max(parts, key=lambda part: part.ratio)
+
+
+def sign(value: Number, what: str) -> Measurement:
+    """The claim that a number is <= 0, without any tolerance."""
+    return Measurement(value, 0.0, what)
+
+
+def count(number: int, what: str) -> Measurement:
+    """The claim that something never happens."""
+    return Measurement(float(number), 0.0, what)
+
+
+class Identity(NamedTuple):
+    """A step of a proof: an expression that must be zero for all values of its symbols."""
+
+    name: str
+    expression: sympy.Expr
+
+    @property
+    def proved(self) -> bool:
+        """Whether sympy reduces it to 0."""
+        return bool(sympy.simplify(sympy.expand(self.expression)) == 0)
+
+
+class Counterexample(NamedTuple):
+    """A problem that lacks one hypothesis, and on which the conclusion fails.
+
+    Attributes:
+        without: the hypothesis.
+        problem: what the problem is.
+        measurement: the conclusion of the claim, which must not hold.
+    """
+
+    without: str
+    problem: str
+    measurement: Measurement
+
+
+class ClaimModule(Protocol):
+    """What a module of `theory.claims` offers. `runs` is optional: longer runs, made once and not drawn."""
+
+    problems: Callable[[], SearchStrategy[Any]]
+    measure: Callable[[Any], Measurement]
+    false_variant: Callable[[Any], Measurement]
+    identities: Callable[[], list[Identity]]
+    counterexamples: Callable[[], list[Counterexample]]
+
+
+FIELDS = ("Statement", "Hypotheses", "Source", "Tight", "Proof", "False variant")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim: the functions of its module, and the fields of its docstring."""
+
+    name: str
+    title: str
+    text: Mapping[str, str]
+    module: Any
+
+    @classmethod
+    def of(cls, module: ModuleType) -> "Claim":
+        """From a module whose docstring has a title "T1. Name" and a paragraph for each of `FIELDS`.
+
+        Raises:
+            ValueError: the docstring lacks one.
+        """
+        first, *paragraphs = (module.__doc__ or "").strip().split("\n\n")
+        name, _, title = first.partition(". ")
+        text = {key: " ".join(value.split()) for key, colon, value in (p.partition(":") for p in paragraphs) if colon}
+        missing = [key for key in FIELDS if key not in text]
+        if missing or not re.fullmatch(r"[TA]\d", name):
+            raise ValueError(f"{module.__name__}: found {first!r} without {missing}; see theory.claim.FIELDS")
+        return cls(name, title.rstrip("."), text, module)
+
+
+@dataclass
+class Search:
+    """What drawing problems for one measurement gave.
+
+    Attributes:
+        tried: problems measured.
+        worst: the measurement with the largest ratio, unless one failed.
+        refuted: the problem on which it failed, made as simple as hypothesis could, and its measurement.
+    """
+
+    tried: int = 0
+    worst: Measurement | None = None
+    refuted: tuple[Any, Measurement] | None = None
+
+
+class _Refuted(Exception):
+    pass
+
+
+def search(strategy: SearchStrategy[Any], measure: Callable[[Any], Measurement], examples: int) -> Search:
+    """Measure `examples` drawn problems, the same at every call, until one fails; then look for the simplest that fails."""
+    result = Search()
+
+    @settings(
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+    )
+    @given(strategy)
+    def check(problem: Any) -> None:
+        measurement = measure(problem)
+        result.tried += 1
+        if not measurement.holds:
+            result.refuted = (problem, measurement)  # the last one is the simplest
+            raise _Refuted
+        if result.worst is None or measurement.ratio > result.worst.ratio:
+            result.worst = measurement
+
+    try:
+        check()
+    except _Refuted:
+        pass
+    return result
+
+
+@dataclass
+class Verdict:
+    """What the examination of one claim found.
+
+    Attributes:
+        holds: the search for violations.
+        variant: the search for violations of the false variant.
+        symbolic: identity -> whether sympy proved it.
+        counterexamples: all of them; each must fail.
+        runs: measurements of longer runs.
+        error: what stopped the examination, if anything did.
+    """
+
+    claim: Claim
+    holds: Search = field(default_factory=Search)
+    variant: Search = field(default_factory=Search)
+    symbolic: dict[str, bool] = field(default_factory=dict)
+    counterexamples: list[Counterexample] = field(default_factory=list)
+    runs: list[Measurement] = field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def problems(self) -> list[str]:
+        """Why the claim does not stand, a line each; empty if it does."""
+        found = [self.error] if self.error else []
+        if self.holds.refuted:
+            problem, measurement = self.holds.refuted
+            found.append(f"violated: {describe(measurement)} for {problem}")
+        elif not self.holds.tried:
+            found.append("no problem was measured")
+        if not self.variant.refuted:
+            found.append("the false variant was not refuted, so the check cannot tell right from wrong")
+        found += [f"not proved: {name}" for name, proved in self.symbolic.items() if not proved]
+        found += [
+            f"no counterexample: {c.without} ({describe(c.measurement)})" for c in self.counterexamples if c.measurement.holds
+        ]
+        found += [f"run: {describe(run)}" for run in self.runs if not run.holds]
+        return found
+
+    @property
+    def stands(self) -> bool:
+        """Whether every part of the examination came out as the theory says."""
+        return not self.problems
+
+
+def examine(claim: Claim, examples: int) -> Verdict:
+    """Everything about one claim. An exception inside is part of the verdict: a wrong library may cause any."""
+    module, verdict = claim.module, Verdict(claim)
+    try:
+        verdict.symbolic = {identity.name: identity.proved for identity in module.identities()}
+        verdict.holds = search(module.problems(), module.measure, examples)
+        verdict.variant = search(module.problems(), module.false_variant, examples)
+        verdict.counterexamples = module.counterexamples()
+        verdict.runs = module.runs() if hasattr(module, "runs") else []
+    except Exception as error:
+        verdict.error = f"{type(error).__name__}: {error}"
+    return verdict
+
+
+def describe(measurement: Measurement) -> str:
+    """One line: what, measured, bound."""
+    return f"{measurement.what}: {_short(measurement.measured)} against {_short(measurement.bound)}"
+
+
+def _short(x: Number) -> str:
+    return f"{largest(x):.4g}"
+
+
+def _comparable(x: Number) -> Number:
+    # A float against a rational: exact if both are rationals or balls. An exact ball of a float is the float.
+    return arb(x) if isinstance(x, float | int) else x
