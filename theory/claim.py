@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
@@ -92,7 +93,7 @@ class ClaimModule(Protocol):
     counterexamples: Callable[[], list[Counterexample]]
 
 
-FIELDS = ("Statement", "Hypotheses", "Source", "Tight", "Proof", "False variant")
+FIELDS = ("In short", "Statement", "Hypotheses", "Source", "Tight", "Proof", "False variant")
 
 
 @dataclass(frozen=True)
@@ -162,10 +163,8 @@ def search(strategy: SearchStrategy[Any], measure: Callable[[Any], Measurement],
         if result.worst is None or measurement.ratio > result.worst.ratio:
             result.worst = measurement
 
-    try:
+    with suppress(_Refuted):
         check()
-    except _Refuted:
-        pass
     return result
 
 
@@ -202,16 +201,41 @@ class Verdict:
         if not self.variant.refuted:
             found.append("the false variant was not refuted, so the check cannot tell right from wrong")
         found += [f"not proved: {name}" for name, proved in self.symbolic.items() if not proved]
-        found += [
-            f"no counterexample: {c.without} ({describe(c.measurement)})" for c in self.counterexamples if c.measurement.holds
-        ]
-        found += [f"run: {describe(run)}" for run in self.runs if not run.holds]
-        return found
+        failed = [c for c in self.counterexamples if c.measurement.holds]
+        found += [f"no counterexample to {c.without}: {describe(c.measurement)}" for c in failed]
+        return found + [f"run: {describe(run)}" for run in self.runs if not run.holds]
 
     @property
     def stands(self) -> bool:
         """Whether every part of the examination came out as the theory says."""
         return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        worst, refuted = self.holds.worst, self.variant.refuted
+        return {
+            "name": self.claim.name,
+            "title": self.claim.title,
+            "text": dict(self.claim.text),
+            "symbolic": self.symbolic,
+            "examples": self.holds.tried,
+            "worst_ratio": worst.ratio if worst else None,
+            "worst": worst.what if worst else None,
+            "variant_refuted_by": describe(refuted[1]) if refuted else None,
+            "variant_problem": str(refuted[0]) if refuted else None,
+            "counterexamples": [
+                {
+                    "without": c.without,
+                    "problem": c.problem,
+                    "conclusion": describe(c.measurement),
+                    "fails": not c.measurement.holds,
+                }
+                for c in self.counterexamples
+            ],
+            "runs": [{"what": describe(run), "holds": run.holds} for run in self.runs],
+            "problems": self.problems,
+            "stands": self.stands,
+        }
 
 
 def examine(claim: Claim, examples: int) -> Verdict:

@@ -41,8 +41,8 @@ def combine(rule: str | rules.Rule, retain: Tensor, forget: Tensor, losses: Loss
 def direction_error(n: int) -> float:
     """How far NGDiff's d may be from its formula, in Euclidean norm, when computed in float64.
 
-    A sum of n squares is off by n u relatively, its inverse square root by n/2 + 2 units, each product by one more: n/2 + 3 for a
-    unit vector, twice that for two of them, and 2 u for their difference.
+    A sum of n squares is off by n u relatively, its inverse square root by n/2 + 2 units, each product by one more: n/2 + 3 for
+    a unit vector, twice that for two of them, and 2 u for their difference.
     """
     return (n + 8) * 2.0**-53
 

@@ -1,7 +1,7 @@
 """Losses whose every derivative is known: sums of one-dimensional functions along given directions.
 
-A quadratic, a logistic and a non-convex loss are all of this kind. On the line theta - eta d such a loss is a sum of functions of
-eta alone, so its change over a step can be computed with hundreds of digits, and its derivatives are bounded on the whole line.
+A quadratic, a logistic and a non-convex loss are all of this kind. On the line theta - eta d such a loss is a sum of functions
+of eta alone, so its change over a step can be computed with a hundred digits, and its derivatives are bounded on the line.
 """
 
 from collections.abc import Callable, Sequence

@@ -19,8 +19,8 @@ def quadratic_gain(tasks: TwoTasks, theta: Tensor) -> tuple[float, float]:
     Returns:
         The gain, and how far rounding may have moved it.
     """
-    h_r, a = _quadratic(tasks.retain)
-    h_f, b = _quadratic(-tasks.forget)
+    h_r, a = quadratic_form(tasks.retain)
+    h_f, b = quadratic_form(-tasks.forget)
     x = theta.numpy()
     kept = _value(h_f, b, x)
 
@@ -46,8 +46,8 @@ def quadratic_distance(tasks: TwoTasks, theta: Tensor, guess: float = 0.5) -> fl
 
     The minimum over a grid of c and a guess, refined; never below the true distance, but for rounding.
     """
-    h_r, a = _quadratic(tasks.retain)
-    h_f, b = _quadratic(-tasks.forget)
+    h_r, a = quadratic_form(tasks.retain)
+    h_f, b = quadratic_form(-tasks.forget)
     x = theta.numpy()
 
     def distance(s: float) -> float:
@@ -66,7 +66,7 @@ def quadratic_distance(tasks: TwoTasks, theta: Tensor, guess: float = 0.5) -> fl
 def convex_gain(tasks: TwoTasks, theta: Tensor, price: float) -> float:
     """As `quadratic_gain` for any convex L_R and -L_F, by sequential quadratic programming from theta.
 
-    A lower bound: the program may stop early, but what it returns can be had once it has paid for its violation of the constraint.
+    A lower bound: the program may stop early, but what it returns can be had once it has paid for violating the constraint.
 
     Args:
         tasks: the losses.
@@ -127,7 +127,7 @@ def supported(points: list[tuple[int, int]], i: int) -> bool:
     return left < right or (left == right and not open_low and not open_high)
 
 
-def _quadratic(loss: Loss) -> tuple[Array, Array]:
+def quadratic_form(loss: Loss) -> tuple[Array, Array]:
     """H and the minimiser of (x - a)'H(x - a)/2."""
     directions = np.array(loss.directions)
     return directions.T @ (np.array(loss.weights)[:, None] * directions), minimiser(loss)

@@ -1,5 +1,7 @@
 """A1. Fairest direction.
 
+In short: d / ||d|| is the unique maximiser of min(u.g_R / ||g_R||, -u.g_F / ||g_F||)
+
 Statement: d / ||d|| is the unique unit vector u that maximises min(u.g_R / ||g_R||, -u.g_F / ||g_F||), and the maximum is
 sqrt((1 - cos phi) / 2). A unit vector at distance delta from it does worse by at least delta^2 / 2 times the maximum.
 
@@ -9,8 +11,8 @@ Source: ours.
 
 Tight: yes, an equality; the loss of delta^2 / 2 is attained by u orthogonal to the plane of the gradients.
 
-Proof: with unit gradients r, f the minimum of two numbers is at most their mean u.(r - f)/2 = u.d/2 = ||d||/2 (1 - |u - d/||d|||^2 / 2),
-and at u = d / ||d|| both numbers are equal by T3.
+Proof: with unit gradients r, f the minimum of two numbers is at most their mean u.(r - f)/2 = u.d/2 = ||d||/2 (1 - |u -
+d/||d|||^2 / 2), and at u = d / ||d|| both numbers are equal by T3.
 
 False variant: the maximum is larger by a millionth.
 """
@@ -72,7 +74,7 @@ def false_variant(pair: GradientPair) -> Measurement:
 def fairest(pair: GradientPair) -> tuple[Tensor, float] | None:
     """The library's d / ||d|| and how far it may be off; None where rounding leaves nothing of d."""
     d = library.combine("ngdiff", *pair.tensors).d
-    # d is off by direction_error, so its unit vector by twice that over ||d||, plus the rounding of the norm and of r and f here.
+    # d is off by direction_error, so its unit vector by twice that over ||d||; the norm, r and f are rounded here.
     length, n = float(d.norm()), len(d)
     error = 2 * library.direction_error(n) / length + 4 * (n + 8) * U if length else 1.0
     return (unit(d), error) if error < 1e-3 else None
@@ -103,7 +105,7 @@ def grid_best(r: Tensor, f: Tensor) -> float:
 
 
 def convex_program(r: Tensor, f: Tensor) -> float:
-    """max t subject to u.r >= t, -u.f >= t, ||u|| <= 1, by sequential quadratic programming from u = 0; the fairness it finds."""
+    """The fairness that sequential quadratic programming finds: max t with u.r >= t, -u.f >= t, ||u|| <= 1, from u = 0."""
     n, a, b = len(r), r.numpy(), f.numpy()
     constraints = [
         {"type": "ineq", "fun": lambda x: x[:n] @ a - x[n], "jac": lambda x: np.append(a, -1)},

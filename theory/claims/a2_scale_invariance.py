@@ -1,7 +1,9 @@
 """A2. Scale invariance.
 
-Statement: d does not change when either loss is multiplied by a positive constant; not by one bit if the constant is a power of two
-and nothing leaves the range of float64.
+In short: d does not change when a loss is multiplied by a positive constant
+
+Statement: d does not change when either loss is multiplied by a positive constant; not by one bit if the constant is a power
+of two and nothing leaves the range of float64.
 
 Hypotheses: positive constants; the rule is NGDiff.
 
@@ -9,8 +11,8 @@ Source: ours. It is why token sums and token means, loss scaling and unequal set
 
 Tight: an equality. For other constants rounding moves d by 2 (n + 8) u + 2 u at most.
 
-Proof: the constant cancels in g / ||g||. A power of two changes exponents alone: those of the sums of squares are even, so the
-inverse square roots are scaled by exactly its inverse.
+Proof: the constant cancels in g / ||g||. A power of two changes exponents alone: those of the sums of squares are even, so
+the inverse square roots are scaled by exactly its inverse.
 
 False variant: not one bit changes, whatever the positive constant.
 """

@@ -1,7 +1,9 @@
 """A3. Bounded steps.
 
-Statement: ||d||^2 = 2 (1 - cos phi) <= 4, so a run of T steps with rates eta_t stays within 2 sum(eta_t) of its start, whatever the
-losses do, even if an adversary chooses them anew at every step. GA has no such bound.
+In short: ||d|| <= 2, so a run stays within 2 sum(eta_t) of its start
+
+Statement: ||d||^2 = 2 (1 - cos phi) <= 4, so a run of T steps with rates eta_t stays within 2 sum(eta_t) of its start,
+whatever the losses do, even if an adversary chooses them anew at every step. GA has no such bound.
 
 Hypotheses: the rule is NGDiff; the step is -eta d itself.
 
@@ -102,7 +104,7 @@ def identities() -> list[Identity]:
 
 
 def escape(rule: str, steps: int, rate: float = 0.1) -> list[float]:
-    """Distances from the start of a run on L_R = ||theta||^2 / 2, L_F = ||theta||^4 / 4, whose forget gradient grows on the way."""
+    """Distances from the start of a run on L_R = ||theta||^2 / 2, L_F = ||theta||^4 / 4, whose forget gradient grows."""
     pair = (lambda t: 0.5 * t @ t, lambda t: 0.25 * (t @ t) ** 2)
     start = torch.tensor([1.0, 0.5], dtype=torch.float64)
     return [float((step.theta - start).norm()) for step in library.descend(pair, start, [rate] * steps, rule)]

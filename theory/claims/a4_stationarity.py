@@ -1,17 +1,19 @@
 """A4. Stationarity.
 
-Statement: d = 0 if and only if the unit gradients coincide, if and only if theta is Pareto stationary with both gradients non-zero,
-that is s g_R = (1 - s) g_F for some s in (0, 1).
+In short: d = 0 iff the unit gradients coincide iff Pareto stationary with non-zero gradients
 
-Hypotheses: both gradients non-zero; where one vanishes theta is Pareto stationary and d is the other unit gradient; where both do,
-d = 0.
+Statement: d = 0 if and only if the unit gradients coincide, if and only if theta is Pareto stationary with both gradients
+non-zero, that is s g_R = (1 - s) g_F for some s in (0, 1).
+
+Hypotheses: both gradients non-zero; where one vanishes theta is Pareto stationary and d is the other unit gradient; where
+both do, d = 0.
 
 Source: ours.
 
 Tight: an equivalence. In float64 ||d|| is off by (n + 8) u.
 
-Proof: ||d||^2 = 2 (1 - cos phi) vanishes where cos phi = 1, and g_R / ||g_R|| = g_F / ||g_F|| is s g_R = (1 - s) g_F with
-s = ||g_F|| / (||g_R|| + ||g_F||).
+Proof: ||d||^2 = 2 (1 - cos phi) vanishes where cos phi = 1, and g_R / ||g_R|| = g_F / ||g_F|| is s g_R = (1 - s) g_F with s =
+||g_F|| / (||g_R|| + ||g_F||).
 
 False variant: d = 0 if and only if theta is Pareto stationary, with s in [0, 1] and whatever the gradients.
 """

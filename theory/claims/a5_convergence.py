@@ -1,12 +1,14 @@
 """A5. Convergence.
 
-Statement: let f = L_R and g = -L_F be mu-strongly convex and L-smooth with minimisers D > 0 apart, h = f + g, and
-G_t = ||g_R|| + ||g_F|| >= mu D. Then (i) the distance of theta to the Pareto set is at most m ||d|| / mu, with
-m = ||g_R|| ||g_F|| / (||g_R|| + ||g_F||); (ii) sum eta_t (G_t / 2 - L eta_t) ||d_t||^2 <= h(theta_0) - h(theta_T); (iii) wherever
-G_t < 4 L eta_t, theta_t is within 2 L eta_t / mu of the Pareto set. So with a constant eta < mu D / (2 L) the iterates converge to the Pareto
-set itself, with min ||d_t||^2 = O(1/T); with sum eta = inf and sum eta^2 < inf too; with any constant eta they return to a neighbourhood of
-radius 2 L eta / mu. (iv) Along the flow, as soon as ||d|| < 2 mu / L, it shrinks exponentially: -d/dt log ||d|| >=
-(1/||g_R|| + 1/||g_F||) (mu - L ||d|| / 2).
+In short: strongly convex L_R, -L_F: converges to the Pareto set for constant eta < mu D / 2L, with rates
+
+Statement: let f = L_R and g = -L_F be mu-strongly convex and L-smooth with minimisers D > 0 apart, h = f + g, and G_t =
+||g_R|| + ||g_F|| >= mu D. Then (i) the distance of theta to the Pareto set is at most m ||d|| / mu, with m = ||g_R|| ||g_F||
+/ (||g_R|| + ||g_F||); (ii) sum eta_t (G_t / 2 - L eta_t) ||d_t||^2 <= h(theta_0) - h(theta_T); (iii) wherever G_t < 4 L
+eta_t, theta_t is within 2 L eta_t / mu of the Pareto set. So with a constant eta < mu D / (2 L) the iterates converge to the
+Pareto set itself, with min ||d_t||^2 = O(1/T); with sum eta = inf and sum eta^2 < inf too; with any constant eta they return
+to a neighbourhood of radius 2 L eta / mu. (iv) Along the flow, as soon as ||d|| < 2 mu / L, it shrinks exponentially: -d/dt
+log ||d|| >= (1/||g_R|| + 1/||g_F||) (mu - L ||d|| / 2).
 
 Hypotheses: strong convexity; smoothness; different minimisers.
 
@@ -14,11 +16,12 @@ Source: ours, with proof.
 
 Tight: (i) and (ii) are equalities where both Hessians are the same multiple of the identity.
 
-Proof: (i) m d is the gradient of LSP(.; c_t), which is mu-strongly convex with a Pareto optimal minimiser. (ii) By smoothness and T3, which
-gives g_R.d = ||g_R|| ||d||^2 / 2, f falls by eta ||g_R|| ||d||^2 / 2 - L eta^2 ||d||^2 / 2 at least, and g likewise; add and sum up.
-G >= mu (||theta - theta_f|| + ||theta - theta_g||) >= mu D. (iii) The nearer minimiser is within G / (2 mu). m ||d|| is Lipschitz on bounded sets,
-because G is bounded away from 0, so sum eta_t (m ||d_t||)^2 < inf with sum eta = inf leaves no other limit than 0. (iv) The
-derivative of a unit gradient u_f along d is (1 - u_f u_f') H d / ||g_R||, and d'(1 - u_f u_f') H d = d'Hd - ||d||^2 / 2 u_f'H d.
+Proof: (i) m d is the gradient of LSP(.; c_t), which is mu-strongly convex with a Pareto optimal minimiser. (ii) By smoothness
+and T3, which gives g_R.d = ||g_R|| ||d||^2 / 2, f falls by eta ||g_R|| ||d||^2 / 2 - L eta^2 ||d||^2 / 2 at least, and g
+likewise; add and sum up. G >= mu (||theta - theta_f|| + ||theta - theta_g||) >= mu D. (iii) The nearer minimiser is within G
+/ (2 mu). m ||d|| is Lipschitz on bounded sets, because G is bounded away from 0, so sum eta_t (m ||d_t||)^2 < inf with sum
+eta = inf leaves no other limit than 0. (iv) The derivative of a unit gradient u_f along d is (1 - u_f u_f') H d / ||g_R||,
+and d'(1 - u_f u_f') H d = d'Hd - ||d||^2 / 2 u_f'H d.
 
 False variant: (ii) with 1.01 G_t / 2.
 """
@@ -73,7 +76,7 @@ class Constants:
 
 
 def problems() -> st.SearchStrategy[Problem]:
-    """Quadratics of condition up to 1e8 in 1 to 50 dimensions; rates far below to far above the threshold, constant and falling."""
+    """Quadratics of condition up to 1e8 in 1 to 50 dimensions; rates from far below to far above the threshold."""
     rate, power = st.sampled_from((0.5, 0.01, 0.95, 4.0, 50.0)), st.sampled_from((0.0, 0.75))
     return st.builds(Problem, opposing_quadratics(), rate, power, st.integers(1, 12))
 

@@ -1,16 +1,19 @@
 """T1. Static scalarization.
 
+In short: every global minimiser of c L_R - (1 - c) L_F, 0 < c < 1, is Pareto optimal
+
 Statement: for 0 < c < 1 every global minimiser of LSP(theta; c) = c L_R - (1 - c) L_F is Pareto optimal.
 
 Hypotheses: 0 < c < 1; global minimiser. Nothing about the losses.
 
-Source: arXiv 2410.22086 (static linear scalarization). The converse, that every Pareto point minimises some LSP, needs convexity.
+Source: arXiv 2410.22086 (static linear scalarization). The converse, that every Pareto point minimises some LSP, needs
+convexity.
 
-Tight: yes, there is no constant in it. The gain that is left at an approximate minimiser is at most r^2 / (2 mu c), with r the
-gradient norm of LSP and mu its strong convexity [ours]; equality for one-dimensional quadratics.
+Tight: yes, there is no constant in it. The gain that is left at an approximate minimiser is at most r^2 / (2 mu c), with r
+the gradient norm of LSP and mu its strong convexity [ours]; equality for one-dimensional quadratics.
 
-Proof: a point that dominates theta has L_R lower by p >= 0 and L_F higher by q >= 0, not both 0, so its LSP is lower by
-c p + (1 - c) q > 0, and theta was no minimiser.
+Proof: a point that dominates theta has L_R lower by p >= 0 and L_F higher by q >= 0, not both 0, so its LSP is lower by c p +
+(1 - c) q > 0, and theta was no minimiser.
 
 False variant: the converse, that every Pareto optimal point minimises LSP for some c in (0, 1).
 """

@@ -1,19 +1,21 @@
 """T2. Dynamic scalarization.
 
-Statement: if the weight c_t of c_t L_R - (1 - c_t) L_F converges to c in (0, 1) and the gradient flow to theta*, then theta* is
-stationary for LSP(.; c), and Pareto optimal where LSP(.; c) is convex. NGDiff is such a flow, with
-c_t = ||g_F|| / (||g_R|| + ||g_F||).
+In short: where c_t and the flow converge, the limit is stationary for the limit of the weights; Pareto optimal if convex
+
+Statement: if the weight c_t of c_t L_R - (1 - c_t) L_F converges to c in (0, 1) and the gradient flow to theta*, then theta*
+is stationary for LSP(.; c), and Pareto optimal where LSP(.; c) is convex. NGDiff is such a flow, with c_t = ||g_F|| /
+(||g_R|| + ||g_F||).
 
 Hypotheses: c_t converges; the flow converges; 0 < c < 1; for Pareto optimality, LSP(.; c) convex.
 
 Source: arXiv 2410.22086 (dynamic scalarization).
 
-Tight: quantitative form [ours]: at every theta, r = ||grad LSP(theta; c_t)|| = m ||d|| with m = ||g_R|| ||g_F|| / (||g_R|| + ||g_F||);
-where LSP is mu-strongly convex, theta is within r / mu of its minimiser, and L_R can gain r^2 / (2 mu c) at most. Equality for
-isotropic quadratics.
+Tight: quantitative form [ours]: at every theta, r = ||grad LSP(theta; c_t)|| = m ||d|| with m = ||g_R|| ||g_F|| / (||g_R|| +
+||g_F||); where LSP is mu-strongly convex, theta is within r / mu of its minimiser, and L_R can gain r^2 / (2 mu c) at most.
+Equality for isotropic quadratics.
 
-Proof: the flow's speed is a positive multiple of grad LSP(theta; c_t). If theta and c_t converge and the gradient's limit were not 0,
-the flow would go on at a speed bounded away from 0 in a fixed direction. The rest is T1.
+Proof: the flow's speed is a positive multiple of grad LSP(theta; c_t). If theta and c_t converge and the gradient's limit
+were not 0, the flow would go on at a speed bounded away from 0 in a fixed direction. The rest is T1.
 
 False variant: theta* minimises LSP(.; 1/2), whatever c is.
 """

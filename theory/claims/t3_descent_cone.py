@@ -1,19 +1,21 @@
 """T3. Descent cone.
 
-Statement: for NGDiff's d, g_R.d = ||g_R|| (1 - cos phi) >= 0 >= -||g_F|| (1 - cos phi) = g_F.d, with phi the angle between g_R
-and g_F. For GDiff-c the two inequalities hold if and only if c ||g_R||^2 >= (1 - c) g_R.g_F and
-(1 - c) ||g_F||^2 >= c g_R.g_F, and for every c there are gradients for which they do not.
+In short: g_R.d = ||g_R|| (1 - cos phi) >= 0 >= -||g_F|| (1 - cos phi) = g_F.d
 
-Hypotheses: g_R and g_F are not zero (with the convention that the unit vector of 0 is 0 and cos phi = 0, not even that); the step
-is -eta d itself, not what AdamW makes of it; the rule is NGDiff.
+Statement: for NGDiff's d, g_R.d = ||g_R|| (1 - cos phi) >= 0 >= -||g_F|| (1 - cos phi) = g_F.d, with phi the angle between
+g_R and g_F. For GDiff-c the two inequalities hold if and only if c ||g_R||^2 >= (1 - c) g_R.g_F and (1 - c) ||g_F||^2 >= c
+g_R.g_F, and for every c there are gradients for which they do not.
+
+Hypotheses: g_R and g_F are not zero (with the convention that the unit vector of 0 is 0 and cos phi = 0, not even that); the
+step is -eta d itself, not what AdamW makes of it; the rule is NGDiff.
 
 Source: arXiv 2410.22086 (the descent lemma of NGDiff); the region of GDiff [ours].
 
 Tight: equalities. In float64 d is off by (n + 8) u, so the computed d has the right signs wherever 1 - cos phi exceeds that:
 for angles above about 1.5e-8 sqrt(n + 8).
 
-Proof: with unit gradients r and f, d = r - f and g_R.d = ||g_R|| (r.r - r.f). The sign is Cauchy and Schwarz's inequality, here
-decided in rational arithmetic.
+Proof: with unit gradients r and f, d = r - f and g_R.d = ||g_R|| (r.r - r.f). The sign is Cauchy and Schwarz's inequality,
+here decided in rational arithmetic.
 
 False variant: the slopes are larger than the formula by a thousandth.
 """
@@ -119,7 +121,7 @@ def failing_pair(c: float) -> GradientPair:
 def identities() -> list[Identity]:
     """Slopes from the Gram matrix, the region of GDiff, and Cauchy-Schwarz as a sum of squares."""
     a, b = sympy.symbols("a b", positive=True)  # ||g_R||, ||g_F||
-    x, c = sympy.symbols("cos_phi c", real=True)
+    x = sympy.symbols("cos_phi", real=True)
     rr, ff, rf = a**2, b**2, a * b * x
     found = [
         Identity("g_R.d = ||g_R|| (1 - cos phi)", rr / a - rf / b - a * (1 - x)),

@@ -1,8 +1,10 @@
 """T4. First order.
 
-Statement: unless g_R and g_F point the same way, L_R(theta - eta d) < L_R(theta) and L_F(theta - eta d) > L_F(theta) for every eta
-small enough. With M a bound of |d'Hd| of that task along the step, eta < 2 |g.d| / M is small enough [ours], and the change is
--eta g.d up to M eta^2 / 2.
+In short: both losses improve for every small enough eta, with remainder O(eta^2)
+
+Statement: unless g_R and g_F point the same way, L_R(theta - eta d) < L_R(theta) and L_F(theta - eta d) > L_F(theta) for
+every eta small enough. With M a bound of |d'Hd| of that task along the step, eta < 2 |g.d| / M is small enough [ours], and
+the change is -eta g.d up to M eta^2 / 2.
 
 Hypotheses: the gradients point different ways; the losses are twice differentiable; eta is small enough.
 

@@ -1,18 +1,21 @@
 """T5. Second order.
 
-Statement: if d'H_R d > 0 and d'H_F d > 0, both tasks improve for every 0 < eta < 2 g_R.d / (d'H_R d), up to O(eta^3), and exactly so
-if the losses are quadratic. Without d'H_F d > 0, eta must also stay below 2 g_F.d / (d'H_F d) (both negative) [ours].
+In short: both losses improve for 0 < eta < 2 g_R.d / d'H_R d, exactly so for quadratics, else up to O(eta^3)
 
-Hypotheses: the losses are quadratic, or eta is small enough for the remainder; d'H_R d > 0 (otherwise no eta is too long for the
-retain loss, and there is no limit to speak of); d'H_F d > 0, or the extra limit.
+Statement: if d'H_R d > 0 and d'H_F d > 0, both tasks improve for every 0 < eta < 2 g_R.d / (d'H_R d), up to O(eta^3), and
+exactly so if the losses are quadratic. Without d'H_F d > 0, eta must also stay below 2 g_F.d / (d'H_F d) (both negative)
+[ours].
 
-Source: arXiv 2410.22086 (second-order analysis); the extra limit, and |remainder| <= M3 eta^3 / 6 with M3 a bound of the third
-derivative along the step [ours].
+Hypotheses: the losses are quadratic, or eta is small enough for the remainder; d'H_R d > 0 (otherwise no eta is too long for
+the retain loss, and there is no limit to speak of); d'H_F d > 0, or the extra limit.
+
+Source: arXiv 2410.22086 (second-order analysis); the extra limit, and |remainder| <= M3 eta^3 / 6 with M3 a bound of the
+third derivative along the step [ours].
 
 Tight: yes: just above the limit the retain loss rises. The order of the remainder, fitted, is 3.
 
-Proof: the change of a quadratic is -eta g.d + eta^2 d'Hd / 2 = eta (eta d'Hd / 2 - g.d), negative between its roots. For the forget
-loss -g_F.d > 0 by T3, and the other term is positive, or smaller up to the extra limit.
+Proof: the change of a quadratic is -eta g.d + eta^2 d'Hd / 2 = eta (eta d'Hd / 2 - g.d), negative between its roots. For the
+forget loss -g_F.d > 0 by T3, and the other term is positive, or smaller up to the extra limit.
 
 False variant: the limit is larger by a thousandth.
 """
@@ -74,10 +77,8 @@ def limit(line: Line) -> arb:
 
 def _limit(retain: Line, forget: Line) -> list[Measurement]:
     """Signs of both changes below the limit, and of the retain loss just above."""
-    parts = []
     stop = limit(retain) if retain.curvature > 0 else arb(1)
-    for share in SHARES:
-        parts.append(sign(retain.change(stop * share), "retain: change below the limit"))
+    parts = [sign(retain.change(stop * share), "retain: change below the limit") for share in SHARES]
     if retain.curvature > 0:
         parts.append(sign(-retain.change(stop * (1 + 2.0**-30)), "retain: -change above the limit"))
     if forget.curvature < 0:

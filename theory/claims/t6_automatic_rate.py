@@ -1,19 +1,21 @@
 """T6. Automatic learning rate.
 
-Statement: the minimiser of the second-order expansion of L_R along d is eta* = g_R.d / (d'H_R d), half of T5's limit. From the losses
-at theta - h d, theta and theta + h d the library's parabola finds it exactly if L_R is quadratic, at any h, and otherwise within
-h^2 (M3 / 6 + |eta*| M4 / 12) / (a - h^2 M4 / 12), with a = d'H_R d and M3, M4 bounds of the third and fourth derivative along the
-step [ours].
+In short: three losses give eta* = g_R.d / d'H_R d: exactly for quadratics, else within C h^2
+
+Statement: the minimiser of the second-order expansion of L_R along d is eta* = g_R.d / (d'H_R d), half of T5's limit. From
+the losses at theta - h d, theta and theta + h d the library's parabola finds it exactly if L_R is quadratic, at any h, and
+otherwise within h^2 (M3 / 6 + |eta*| M4 / 12) / (a - h^2 M4 / 12), with a = d'H_R d and M3, M4 bounds of the third and fourth
+derivative along the step [ours].
 
 Hypotheses: d'H_R d > 0; for exactness a quadratic loss, otherwise h^2 M4 / 12 < a.
 
 Source: arXiv 2407.02772 (GeN) and 2410.22086 (learning rate); the constant [ours].
 
-Tight: in h^2, where the third and fourth derivative reach their bounds: the error is h^2 |f3 / 6 - eta* f4 / 12| / a to first order,
-with f3, f4 the derivatives along d. Its order, fitted, is 2.
+Tight: in h^2, where the third and fourth derivative reach their bounds: the error is h^2 |f3 / 6 - eta* f4 / 12| / a to first
+order, with f3, f4 the derivatives along d. Its order, fitted, is 2.
 
-Proof: central differences: the slope is off by h^2 f3(xi) / 6, the curvature by h^2 f4(zeta) / 12; eta_hat - eta* is the first error
-less eta* times the second, over the measured curvature.
+Proof: central differences: the slope is off by h^2 f3(xi) / 6, the curvature by h^2 f4(zeta) / 12; eta_hat - eta* is the
+first error less eta* times the second, over the measured curvature.
 
 False variant: the constant without its fourth-derivative term.
 """
@@ -125,8 +127,8 @@ def _order(line: Line) -> list[Measurement]:
     leading = abs(line.derivative(3) / 6 * -1 - exact * line.derivative(4) / 12) / line.curvature
     if negligible(leading, line.bound(3) + abs(exact) * line.bound(4)):
         return []
-    # The next terms have h^4 with the fifth and sixth derivative, and the curvature is measured with an error of its own. The fifth
-    # derivative of every profile is bounded by its third's bound and the sixth by twice its fourth's, times the argument's speed.
+    # The next terms have h^4 with the fifth and sixth derivative, and the curvature is measured with an error of its own. Every
+    # profile's fifth derivative is below the bound of its third and its sixth below twice that of its fourth.
     speed = max((abs(t) for t in line.steps), key=float)
     following = speed**2 * (line.bound(3) / 120 + abs(exact) * line.bound(4) / 180) / line.curvature / leading
     h = (arb(NEXT) / (following + line.bound(4) / (12 * line.curvature))).sqrt()

@@ -1,0 +1,104 @@
+"""The command line: `python -m theory`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from theory import examination
+
+REPORT = Path(__file__).parent / "report"
+# typer exports only this subclass of the error that every wrong option raises.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def check(
+    claim: Annotated[
+        list[str] | None, typer.Option(help="T1 to T6, A1 to A7 or LM, in full detail. Default: all, and a report.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Problems drawn for each claim, the same at every run.")] = 300,
+    model: Annotated[str, typer.Option(help="Language model to check T3 to T6 on: tiny, 1m, or none.")] = "tiny",
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = REPORT,
+) -> None:
+    """Check every claim against the library: numbers, algebra, counterexamples, and false variants that must be refuted."""
+    # Imported here, so that --help does not wait for torch and sympy.
+    from theory import page
+
+    everything = not claim
+    names = _known(claim or [], model)
+    console = Console(stderr=json)
+    verdicts = []
+    for verdict in _examine(names, examples, model, jobs):
+        verdicts.append(verdict)
+        if everything:
+            console.print(
+                f"{verdict['name']:<3} {'stands' if verdict['stands'] else 'FAILS'}  {verdict['title']}", highlight=False
+            )
+    if json:
+        print(page.to_json(verdicts))
+    elif everything:
+        console.print(page.table(verdicts))
+    if everything:
+        _report(out, verdicts, f"python -m theory --examples {examples} --model {model}")
+        console.print(f"Report: {out / 'README.md'}", soft_wrap=True, highlight=False)
+    for verdict in verdicts:
+        if not everything and not json:
+            console.print(page.details(verdict), markup=False, highlight=False, soft_wrap=True)
+        elif not verdict["stands"]:
+            for problem in verdict["problems"]:
+                print(f"{verdict['name']}: {problem}", file=sys.stderr)
+    raise typer.Exit(0 if all(verdict["stands"] for verdict in verdicts) else 1)
+
+
+def _known(asked: list[str], model: str) -> list[str]:
+    """The names to examine, in order."""
+    from theory.claims import CLAIMS
+    from theory.language_model import RUNS
+
+    if model not in (*RUNS, "none"):
+        raise typer.BadParameter(f"found {model!r}; give {', '.join(RUNS)} or none", param_hint="--model")
+    every = [*CLAIMS, *([examination.MODEL] if model != "none" else [])]
+    wrong = [name for name in asked if name not in every]
+    if wrong:
+        raise typer.BadParameter(f"found {wrong[0]!r}; give one of {', '.join(every)}", param_hint="--claim")
+    return [name for name in every if not asked or name in asked]
+
+
+def _examine(names: list[str], examples: int, model: str, jobs: int) -> Any:
+    claims = [name for name in names if name != examination.MODEL]
+    if claims:
+        yield from examination.claims(claims, examples, jobs)
+    if examination.MODEL in names:
+        yield examination.model(model)
+
+
+def _report(out: Path, verdicts: list[dict[str, Any]], command: str) -> None:
+    from theory import figures, page
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        page.write(out, verdicts, figures.draw_all(out), command)
+    except OSError as error:
+        raise typer.BadParameter(
+            f"{str(out)!r} cannot be written ({error.strerror}); give another folder", param_hint="--out"
+        ) from None
+
+
+def main() -> None:
+    """Run the command line. What the user can mend is one line on stderr and exit status 2; a claim that fails is 1."""
+    try:
+        status: Any = app(standalone_mode=False)
+    except UsageError as error:
+        print(f"error: {error.format_message()}", file=sys.stderr)  # type: ignore[attr-defined]
+        status = 2
+    except (KeyboardInterrupt, typer.Abort):
+        print("\ninterrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)
