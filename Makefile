@@ -10,10 +10,10 @@ VENV := .venv
 READY := $(VENV)/ready
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup demo test bench lint format clean
+.PHONY: help setup demo test bench theory theory-thorough theory-mutations lint format clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
 
 setup: $(READY) ## install into .venv, from requirements.txt
 
@@ -32,6 +32,15 @@ test: $(READY) ## run every test
 
 bench: $(READY) ## time the step beside other ways to write it; appends to kernels/results/bench.csv
 	@$(RUN) -m ngdiff_kernels.bench --out kernels/results/bench.csv --plot kernels/results/bench.png $(ARGS)
+
+theory: $(READY) ## check every claim against the library and write theory/report/; ARGS="--claim T5" for one
+	@$(RUN) -m theory $(ARGS)
+
+theory-thorough: $(READY) ## the same with 10,000 problems a claim and the 1.3M-parameter model; an hour on 2 cores
+	@$(RUN) -m theory --examples 10000 --model 1m $(ARGS)
+
+theory-mutations: $(READY) ## show which claim catches which wrong version of the library
+	@$(RUN) -m theory.mutations
 
 lint: $(READY) ## check style and types
 	@$(RUN) -m ruff check .

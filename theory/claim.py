@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import sympy
-from flint import arb
+from flint import fmpq
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 
@@ -30,12 +30,12 @@ class Measurement(NamedTuple):
     @property
     def holds(self) -> bool:
         """measured <= bound, with certainty. False for NaN."""
-        return bool(_comparable(self.measured) <= _comparable(self.bound))
+        return _at_most(self.measured, self.bound)
 
     @property
     def ratio(self) -> float:
-        """measured / bound: how tight the bound is here. 0 where a bound of 0 holds."""
-        if self.holds and (self.bound == 0 or largest(self.bound) == 0):
+        """measured / bound: how tight the bound is here. 0 where a bound that is not positive holds: a sign has no ratio."""
+        if self.holds and not ball(self.bound) > 0:
             return 0.0
         quotient = ball(self.measured) / ball(self.bound)
         return float(quotient.upper()) if quotient.is_finite() else float("inf")
@@ -140,8 +140,10 @@ class _Refuted(Exception):
     pass
 
 
-def search(strategy: SearchStrategy[Any], measure: Callable[[Any], Measurement], examples: int) -> Search:
-    """Measure `examples` drawn problems, the same at every call, until one fails; then look for the simplest that fails."""
+def search(
+    strategy: SearchStrategy[Any], measure: Callable[[Any], Measurement], examples: int, simplify: bool = True
+) -> Search:
+    """Measure `examples` drawn problems, the same at every call, until one fails; then look for a simpler one that fails."""
     result = Search()
 
     @settings(
@@ -150,7 +152,7 @@ def search(strategy: SearchStrategy[Any], measure: Callable[[Any], Measurement],
         database=None,
         deadline=None,
         report_multiple_bugs=False,
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate, Phase.shrink) if simplify else (Phase.generate,),
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
     )
     @given(strategy)
@@ -252,6 +254,20 @@ def examine(claim: Claim, examples: int) -> Verdict:
     return verdict
 
 
+def first_failure(claim: Claim, examples: int) -> str | None:
+    """Why a claim does not stand, or None: `examine` without algebra and without simplifying, for many libraries in turn."""
+    module = claim.module
+    try:
+        found = search(module.problems(), module.measure, examples, simplify=False)
+        if found.refuted:
+            return describe(found.refuted[1])
+        failed = [f"no counterexample to {c.without}" for c in module.counterexamples() if c.measurement.holds]
+        failed += [describe(run) for run in (module.runs() if hasattr(module, "runs") else []) if not run.holds]
+        return failed[0] if failed else None
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
 def describe(measurement: Measurement) -> str:
     """One line: what, measured, bound."""
     return f"{measurement.what}: {_short(measurement.measured)} against {_short(measurement.bound)}"
@@ -261,6 +277,8 @@ def _short(x: Number) -> str:
     return f"{largest(x):.4g}"
 
 
-def _comparable(x: Number) -> Number:
-    # A float against a rational: exact if both are rationals or balls. An exact ball of a float is the float.
-    return arb(x) if isinstance(x, float | int) else x
+def _at_most(a: Number, b: Number) -> bool:
+    """Rationals are compared as such, everything else as balls, of which that of a float is exact."""
+    if isinstance(a, fmpq) and isinstance(b, fmpq):
+        return bool(a <= b)
+    return bool(ball(a) <= ball(b))

@@ -12,7 +12,7 @@ from theory.claims import CLAIMS
 
 MODEL = "LM"
 TEXT = {
-    "In short": "T3 to T6 along an unlearning run of a small Llama: slopes, orders 2 and 3 of the remainders, order 2 of eta_hat",
+    "In short": "T3 to T6 along an unlearning run of a small Llama: slopes, orders 2 and 3 of the remainders, 2 of eta_hat",
     "Statement": "at every place measured, the slopes are those of T3, the remainders of both losses have the orders of T4 and "
     "T5, and the error of the fitted rate has the order of T6.",
     "Source": "ours: a check of the paper's claims where losses are neither quadratic nor convex",
@@ -51,8 +51,8 @@ def model(size: str) -> dict[str, Any]:
     ]
     runs = [
         {
-            "what": f"step {p.step}: L_R {p.retain_loss:.3g}, L_F {p.forget_loss:.3g}, cos phi {p.cosine:.2f}, eta* {p.eta:.3g}, "
-            f"retain loss back at its value at {p.crossing:.2f} of T5's limit",
+            "what": f"step {p.step}: L_R {p.retain_loss:.3g}, L_F {p.forget_loss:.3g}, cosine {p.cosine:.2f}, "
+            f"eta* {p.eta:.2g}, L_R back at {p.crossing:.2f} of T5's limit",
             "holds": all(check.holds for check in p.checks),
         }
         for p in places

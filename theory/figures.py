@@ -1,5 +1,6 @@
 """The figures of the report. Every curve comes from the code that the claims are checked with."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,29 +48,31 @@ def draw_all(folder: Path) -> list[str]:
 
 
 def cone() -> Figure:
-    """T3: directions of all rules for gradients 50 degrees apart whose norms differ by 8, and the cone that improves both tasks."""
-    r, f = torch.tensor([1.0, 0.0], dtype=torch.float64), 8 * torch.tensor([0.643, 0.766], dtype=torch.float64)
+    """T3: directions of all rules for gradients 50 degrees apart, one 20 times as long, and the cone that helps both tasks."""
+    r, f = torch.tensor([1.0, 0.0], dtype=torch.float64), 20 * torch.tensor([0.643, 0.766], dtype=torch.float64)
     figure, (axes,) = _canvas(5.2, 4.2)
-    # g_R.v >= 0 >= g_F.v: between 50 - 180 + 90 = -40 - 90... the normals of both gradients.
-    low, high = -90.0, np.degrees(np.arctan2(f[1], f[0])) - 90
+    # g_R.v >= 0 >= g_F.v: between the normals of both gradients.
+    low, high = -90.0, math.degrees(math.atan2(float(f[1]), float(f[0]))) - 90
     angles = np.radians(np.linspace(low, high, 60))
     axes.fill([0, *np.cos(angles)], [0, *np.sin(angles)], color=BLUE, alpha=0.12, lw=0, label="both tasks improve along $-v$")
     for name, g in (("$g_R/||g_R||$", r), ("$g_F/||g_F||$", f)):
-        _arrow(axes, g / g.norm(), "black", name, 1.1)
+        x, y = _arrow(axes, g / g.norm(), "black")
+        axes.annotate(name, (x, y), (6, 6), textcoords="offset points")
     for rule, colour in RULES.items():
         d = library.combine(rule, r, f).d
-        _arrow(axes, 0.8 * d / d.norm(), colour, f"{NAMES[rule]}", 2.0)
+        _arrow(axes, 0.9 * d / d.norm(), colour)
+        axes.plot([], [], color=colour, label=NAMES[rule])
     axes.set(
         xlim=(-1.25, 1.5), ylim=(-1.2, 1.1), xlabel="first coordinate of $v$", ylabel="second coordinate of $v$", aspect="equal"
     )
-    axes.set_title("T3: directions $d/||d||$ (at 0.8), norms 1 and 8, angle 50°", loc="left", fontsize=9)
+    axes.set_title("T3: directions $d/||d||$ (at 0.9), $||g_F|| = 20 ||g_R||$, angle 50°", loc="left", fontsize=9)
     axes.legend(loc="upper left", fontsize=8)
     return figure
 
 
 def trajectories() -> Figure:
     """T1, T2, A5: runs of all rules on two quadratics in the plane, and the same runs in the plane of the losses."""
-    tasks, figure = a5.sample_problem(), None
+    tasks = a5.sample_problem()
     figure, (left, right) = _canvas(9.6, 4.2, 2)
     front = np.array([_pareto_point(tasks, c) for c in np.linspace(0, 1, 200)])
     left.plot(*front.T, color="black", lw=3, alpha=0.35, label="Pareto set")
@@ -137,7 +140,7 @@ def probe_error() -> Figure:
     line = _sample_line()
     exact = line.slope / line.curvature
     steps = np.logspace(-4, 0.3, 40)
-    figure, (axes,) = _canvas(5.6, 4.0)
+    figure, (axes,) = _canvas(7.4, 4.0)
     axes.loglog(
         steps, [_relative(parabola(line, float(h)).minimiser, exact) for h in steps], color="black", label="exact losses"
     )
@@ -150,9 +153,9 @@ def probe_error() -> Figure:
             steps, [_rounded_error(line, float(h), dtype) for h in steps], ".", color=colour, ms=4, label=f"losses in {name}"
         )
         axes.loglog(steps, u * zero / (curvature * steps**2), ":", color=colour, label=r"$u L_0 / (a h^2)$")
-    axes.set(xlabel="probe step $h$", ylabel=r"relative error of $\hat\eta$", ylim=(1e-9, 30))
+    axes.set(xlabel="probe step $h$", ylabel=r"relative error of $\hat\eta$", ylim=(1e-9, 1e2))
     axes.set_title("T6 and A7: too long a probe bends, too short a probe drowns", loc="left", fontsize=9)
-    axes.legend(fontsize=7.5, ncol=2, loc="lower left")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -166,7 +169,7 @@ def bounded_steps() -> Figure:
         axes.semilogy(np.arange(1, steps + 1)[shown], distances[shown], ".-", color=colour, label=NAMES[rule], ms=4)
     axes.semilogy(np.arange(1, 61), 2 * rate * np.arange(1, 61), "--", color=GREY, label=r"bound $2 \sum \eta_t$ of NGDiff")
     axes.set(xlabel="step", ylabel=r"$||\theta_t - \theta_0||$", ylim=(1e-2, 1e6))
-    axes.set_title(r"A3: $L_R = ||\theta||^2/2$, $L_F = ||\theta||^4/4$, $\eta = 0.1$", loc="left", fontsize=9)
+    axes.set_title(r"A3: $L_R = ||\theta - a||^2/2$, $L_F = ||\theta||^4/4$, $\eta = 0.1$", loc="left", fontsize=9)
     axes.legend(fontsize=8)
     return figure
 
@@ -200,18 +203,18 @@ def _canvas(width: float, height: float, columns: int = 1) -> tuple[Figure, Sequ
     return figure, np.atleast_1d(figure.subplots(1, columns))  # type: ignore[return-value]
 
 
-def _arrow(axes: Any, v: torch.Tensor, colour: str, name: str, width: float) -> None:
+def _arrow(axes: Any, v: torch.Tensor, colour: str) -> tuple[float, float]:
+    """From the origin to v; returns its end."""
     x, y = v.tolist()
-    axes.annotate("", (x, y), (0, 0), arrowprops={"arrowstyle": "->", "color": colour, "lw": width, "shrinkA": 0, "shrinkB": 0})
-    axes.annotate(
-        name, (x, y), (6 * x, 8 * y), textcoords="offset points", color=colour, ha="left" if x > 0 else "right", va="center"
-    )
+    axes.annotate("", (x, y), (0, 0), arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.8, "shrinkA": 0, "shrinkB": 0})
+    return x, y
 
 
 def _pareto_point(tasks: TwoTasks, c: float) -> pareto.Array:
     """The minimiser of LSP(.; c)."""
     (h_r, a), (h_f, b) = pareto.quadratic_form(tasks.retain), pareto.quadratic_form(-tasks.forget)
-    return np.linalg.solve(c * h_r + (1 - c) * h_f, c * h_r @ a + (1 - c) * h_f @ b)
+    found: pareto.Array = np.linalg.solve(c * h_r + (1 - c) * h_f, c * h_r @ a + (1 - c) * h_f @ b)
+    return found
 
 
 def _losses(tasks: TwoTasks, points: pareto.Array) -> pareto.Array:

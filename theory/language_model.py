@@ -1,8 +1,8 @@
 """T3 to T6 along an actual unlearning run of a small language model: quadratics flatter every theorem.
 
 A Llama memorises made-up authors and unlearns one of them by NGDiff with its automatic rate, as `python -m experiments tofu`
-does. At some steps the run stops for a measurement: both losses along d, with gradients and Hessian-vector products by autograd,
-in float64.
+does. At some steps the run stops for a measurement: both losses along d, with gradients and Hessian-vector products by
+autograd, in float64.
 """
 
 import math
@@ -103,10 +103,10 @@ def memorise(size: str, rows: int) -> Task:
     tokenizer = models.train_tokenizer(texts, SIZES[size].vocabulary)
     encoder = Encoder(tokenizer)
     model = models.build_llama(SIZES[size], tokenizer)
-    examples = [[encoder.example(row.question, row.answer) for row in part] for part in (retain, forget)]
+    kept, forgotten = ([encoder.example(row.question, row.answer) for row in part] for part in (retain, forget))
     schedule = Schedule(epochs=16 if size != "tiny" else 45, batch=8, lr=2e-3 if size != "tiny" else 5e-3)
-    finetune(model, examples[0] + examples[1], encoder.pad, schedule, torch.Generator().manual_seed(0))
-    return Task(in_float64(model), *examples, encoder.pad)
+    finetune(model, kept + forgotten, encoder.pad, schedule, torch.Generator().manual_seed(0))
+    return Task(in_float64(model), kept, forgotten, encoder.pad)
 
 
 def in_float64(model: Any) -> Any:

@@ -79,11 +79,11 @@ def descend(
     for i, rate in enumerate([*rates, 0.0]):
         pair = losses(i) if callable(losses) else losses
         optimizer.param_groups[0]["lr"] = rate
-        values, gradients = zip(*(value_and_gradient(loss, weights) for loss in pair), strict=True)
-        yield Step(weights.detach().clone(), *gradients, combine(optimizer.rule, *gradients, Losses(*values)).d, rate)
+        (l_r, g_r), (l_f, g_f) = (value_and_gradient(loss, weights) for loss in pair)
+        yield Step(weights.detach().clone(), g_r, g_f, combine(optimizer.rule, g_r, g_f, Losses(l_r, l_f)).d, rate)
         if rate:
             backward_both(optimizer, pair, weights)
-            optimizer.step(losses=values)
+            optimizer.step(losses=(l_r, l_f))
 
 
 def value_and_gradient(loss: Loss, theta: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """Pareto optimality decided without the method under test: closed forms, one-dimensional root finding and a convex program."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from theory.losses import Loss, TwoTasks
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 
 def quadratic_gain(tasks: TwoTasks, theta: Tensor) -> tuple[float, float]:
@@ -38,7 +40,8 @@ def quadratic_gain(tasks: TwoTasks, theta: Tensor) -> tuple[float, float]:
 
 def minimiser(loss: Loss) -> Array:
     """Where a quadratic loss, or the negative of one, has its only stationary point."""
-    return np.linalg.solve(np.array(loss.directions), np.array(loss.offsets))
+    found: Array = np.linalg.solve(np.array(loss.directions), np.array(loss.offsets))
+    return found
 
 
 def quadratic_distance(tasks: TwoTasks, theta: Tensor, guess: float = 0.5) -> float:
@@ -51,11 +54,12 @@ def quadratic_distance(tasks: TwoTasks, theta: Tensor, guess: float = 0.5) -> fl
     x = theta.numpy()
 
     def distance(s: float) -> float:
-        c = 1 / (1 + np.exp(-s))  # c from 1e-11 to 1 - 1e-11: the set is densest in c near the ends if H_R and H_F differ much
-        return float(np.linalg.norm(x - np.linalg.solve(c * h_r + (1 - c) * h_f, c * h_r @ a + (1 - c) * h_f @ b)))
+        # The set is densest in c near the ends if H_R and H_F differ much, so c = 1 / (1 + e^-s) runs from 1e-17 to 1 - 1e-17.
+        c, rest = 1 / (1 + np.exp(-s)), 1 / (1 + np.exp(s))
+        return float(np.linalg.norm(x - np.linalg.solve(c * h_r + rest * h_f, c * h_r @ a + rest * h_f @ b)))
 
-    logit = np.log(max(guess, 1e-11) / max(1 - guess, 1e-11))
-    grid = np.sort(np.append(np.linspace(-25, 25, 41), logit))
+    logit = np.log(max(guess, 1e-17) / max(1 - guess, 1e-17))
+    grid = np.sort(np.append(np.linspace(-40, 40, 65), logit))
     i = int(np.argmin([distance(s) for s in grid]))
     refined = minimize_scalar(
         distance, bounds=(grid[max(i - 1, 0)], grid[min(i + 1, len(grid) - 1)]), method="bounded", options={"xatol": 1e-10}

@@ -106,8 +106,8 @@ def two_tasks(
     """Two losses of any kind, each of either sign, and a point."""
     n = draw(st.sampled_from(dimensions))
     pair = [draw(losses(n, draw(st.sampled_from(kinds)), conditions)) for _ in range(2)]
-    signed = [-loss if draw(st.booleans()) else loss for loss in pair]
-    return TwoTasks(*signed, tuple(draw(vectors(n, nonzero=False))))
+    retain, forget = (-loss if draw(st.booleans()) else loss for loss in pair)
+    return TwoTasks(retain, forget, tuple(draw(vectors(n, nonzero=False))))
 
 
 @st.composite

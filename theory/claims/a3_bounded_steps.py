@@ -104,9 +104,9 @@ def identities() -> list[Identity]:
 
 
 def escape(rule: str, steps: int, rate: float = 0.1) -> list[float]:
-    """Distances from the start of a run on L_R = ||theta||^2 / 2, L_F = ||theta||^4 / 4, whose forget gradient grows."""
-    pair = (lambda t: 0.5 * t @ t, lambda t: 0.25 * (t @ t) ** 2)
-    start = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    """Distances from the start of a run on L_R = ||theta - a||^2 / 2, L_F = ||theta||^4 / 4, whose forget gradient grows."""
+    start, centre = torch.tensor([[1.0, 0.5], [20.0, 9.0]], dtype=torch.float64)
+    pair = (lambda t: 0.5 * (t - centre).square().sum(), lambda t: 0.25 * (t @ t) ** 2)
     return [float((step.theta - start).norm()) for step in library.descend(pair, start, [rate] * steps, rule)]
 
 

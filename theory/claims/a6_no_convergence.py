@@ -177,7 +177,7 @@ def counterexamples() -> list[Counterexample]:
     rate, losses = 10 * RATE, (lambda t: retain(t) + 0.5 * t @ t, forget)
     ends = [float(forget(s.theta)) for s in library.descend(losses, start, [rate] * STEPS)]
     half, last = ends[STEPS // 2], ends[-1]
-    text = f"trained model, L_R + ||theta||^2 / 2, eta = {rate}: L_F is {half:.2f} after {STEPS // 2} and {last:.2f} after {STEPS} steps"
+    text = f"trained model, L_R + ||theta||^2 / 2, eta = {rate}: L_F is {half:.2f} halfway, {last:.2f} after {STEPS} steps"
     growth = Measurement(half + 0.1, last, "L_F grows by 0.1 in the second half")
     return [*found, Counterexample("flat retain directions", text, growth)]
 

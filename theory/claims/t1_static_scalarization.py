@@ -18,6 +18,7 @@ Proof: a point that dominates theta has L_R lower by p >= 0 and L_F higher by q 
 False variant: the converse, that every Pareto optimal point minimises LSP for some c in (0, 1).
 """
 
+import itertools
 from dataclasses import dataclass
 
 import sympy
@@ -58,7 +59,14 @@ def problems() -> st.SearchStrategy[Table | Convex]:
     value = st.integers(-9, 9)
     tables = st.builds(Table, st.lists(st.tuples(value, value), min_size=2, max_size=12).map(tuple), weight)
     convex = st.one_of(opposing_quadratics(), opposing_logistics())
-    return st.one_of(tables, tables, st.builds(Convex, convex, weight))
+    return st.one_of(tables, st.builds(Table, fronts(), weight), st.builds(Convex, convex, weight))
+
+
+@st.composite
+def fronts(draw: st.DrawFn) -> tuple[tuple[int, int], ...]:
+    """Points of which none dominates another: both losses grow from one to the next. Most of them minimise no scalarization."""
+    steps = draw(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=2, max_size=8))
+    return tuple(zip(*(itertools.accumulate(part) for part in zip(*steps, strict=True)), strict=True))
 
 
 def measure(problem: Table | Convex) -> Measurement:

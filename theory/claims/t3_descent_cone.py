@@ -89,7 +89,7 @@ def _cosine(pair: GradientPair) -> Measurement:
 
 
 def _region(problem: Problem) -> Measurement:
-    """Where GDiff-c descends and ascends, by its slopes against the two inequalities of the statement: no rounding in either."""
+    """Where GDiff-c descends and ascends: its slopes against the two inequalities of the statement, without rounding."""
     exact, c = ExactPair(*problem.gradients.tensors), rational(problem.c)
     c_r, c_f = gdiff(problem.c)
     slopes = c_r * exact.rr - c_f * exact.rf >= 0, c_r * exact.rf - c_f * exact.ff <= 0

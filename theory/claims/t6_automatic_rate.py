@@ -100,7 +100,7 @@ def error_and_bound(line: Line, h: arb, fourth: arb) -> Measurement:
     """|eta_hat - eta*| against the bound of the statement, with `fourth` in the place of M4 in the numerator."""
     exact = line.slope / line.curvature
     constant = (line.bound(3) / 6 + abs(exact) * fourth / 12) / (line.curvature - h**2 * line.bound(4) / 12)
-    return Measurement(abs(parabola(line, h).minimiser - exact), constant * h**2, "error of eta* against C h^2")  # type: ignore[arg-type]
+    return Measurement(abs(parabola(line, h).minimiser - exact), constant * h**2, "error of eta* against C h^2")
 
 
 def _optimizer(tasks: TwoTasks, exact: arb) -> Measurement:
@@ -132,7 +132,7 @@ def _order(line: Line) -> list[Measurement]:
     speed = max((abs(t) for t in line.steps), key=float)
     following = speed**2 * (line.bound(3) / 120 + abs(exact) * line.bound(4) / 180) / line.curvature / leading
     h = (arb(NEXT) / (following + line.bound(4) / (12 * line.curvature))).sqrt()
-    return [order(lambda h: parabola(line, h).minimiser - exact, ladder(h), 2, "order of the error in h")]  # type: ignore[arg-type,return-value]
+    return [order(lambda h: parabola(line, h).minimiser - exact, ladder(h), 2, "order of the error in h")]
 
 
 def identities() -> list[Identity]:

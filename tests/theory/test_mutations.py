@@ -1,0 +1,30 @@
+"""The theory can fail: each wrong version of the library makes at least one claim fail."""
+
+import pytest
+
+from theory import mutations
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    return {outcome.mutation: outcome for outcome in mutations.run_all()}
+
+
+def test_there_are_enough():
+    assert len(mutations.MUTATIONS) >= 12
+
+
+@pytest.mark.parametrize("name", [mutation.name for mutation in mutations.MUTATIONS])
+def test_a_wrong_library_is_caught(outcomes, name):
+    assert outcomes[name].caught_by, name
+
+
+def test_the_library_itself_is_not():
+    """The same examination of an unchanged copy finds nothing, so what is caught is the mutation."""
+    same = mutations.Mutation("none", "ngdiff/gram.py", ".rsqrt() * nonzero", ".rsqrt() * nonzero")
+    assert mutations.run(same).caught_by == []
+
+
+def test_a_line_that_is_gone_is_reported():
+    with pytest.raises(ValueError, match=r"is not in ngdiff/gram\.py"):
+        mutations.run(mutations.Mutation("stale", "ngdiff/gram.py", "no such line", ""))
