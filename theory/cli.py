@@ -1,6 +1,8 @@
 """The command line: `python -m theory`."""
 
+import os
 import sys
+from errno import EACCES
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,10 +31,12 @@ def check(
 ) -> None:
     """Check every claim against the library: numbers, algebra, counterexamples, and false variants that must be refuted."""
     # Imported here, so that --help does not wait for torch and sympy.
-    from theory import page
+    from theory import figures, page
 
     everything = not claim
     names = _known(claim or [], model)
+    if everything:
+        _make(out)
     console = Console(stderr=json)
     verdicts = []
     for verdict in _examine(names, examples, model, jobs):
@@ -46,7 +50,7 @@ def check(
     elif everything:
         console.print(page.table(verdicts))
     if everything:
-        _report(out, verdicts, f"python -m theory --examples {examples} --model {model}")
+        page.write(out, verdicts, figures.draw_all(out), f"python -m theory --examples {examples} --model {model}")
         console.print(f"Report: {out / 'README.md'}", soft_wrap=True, highlight=False)
     for verdict in verdicts:
         if not everything and not json:
@@ -79,15 +83,15 @@ def _examine(names: list[str], examples: int, model: str, jobs: int) -> Any:
         yield examination.model(model)
 
 
-def _report(out: Path, verdicts: list[dict[str, Any]], command: str) -> None:
-    from theory import figures, page
-
+def _make(folder: Path) -> None:
+    """Refuse a folder that cannot be written before anything is computed."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        page.write(out, verdicts, figures.draw_all(out), command)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(EACCES, os.strerror(EACCES))
     except OSError as error:
         raise typer.BadParameter(
-            f"{str(out)!r} cannot be written ({error.strerror}); give another folder", param_hint="--out"
+            f"{str(folder)!r} cannot be written ({error.strerror}); give another", param_hint="--out"
         ) from None
 
 

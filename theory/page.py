@@ -16,10 +16,10 @@ HEADERS = ("claim", "statement", "source", "symbolic", "examples", "worst ratio"
 PACKAGES = ("torch", "transformers", "scipy", "numpy", "sympy", "hypothesis", "python-flint")
 
 CAPTIONS = {
-    "cone": "T3. Along -v both tasks improve if and only if v lies in the shaded cone. NGDiff's d always does; whether GDiff's does "
-    "depends on the ratio of the norms.",
-    "trajectories": "A5 and T2. The same runs among the parameters and among the losses. NGDiff ends on the Pareto set without a "
-    "weight to choose; where GDiff ends depends on its weight.",
+    "cone": "T3. Along -v both tasks improve if and only if v lies in the shaded cone. NGDiff's d always does; "
+    "whether GDiff's does depends on the ratio of the norms.",
+    "trajectories": "A5 and T2. The same runs among the parameters and among the losses. NGDiff ends on the Pareto set "
+    "without a weight to choose; where GDiff ends depends on its weight.",
     "unreachable": "T1. On a concave front most Pareto optimal points minimise no static scalarization.",
     "parabola": "T6. The learning rate from three losses; T5's limit is twice as long.",
     "probe_error": "T6 and A7. The error of the fitted rate falls with the square of the probe step until rounding takes over.",

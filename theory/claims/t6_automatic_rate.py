@@ -128,9 +128,9 @@ def _order(line: Line) -> list[Measurement]:
     if negligible(leading, line.bound(3) + abs(exact) * line.bound(4)):
         return []
     # The next terms have h^4 with the fifth and sixth derivative, and the curvature is measured with an error of its own. Every
-    # profile's fifth derivative is below the bound of its third and its sixth below twice that of its fourth.
+    # profile's fifth and sixth derivatives are below twice the bounds of its third and fourth.
     speed = max((abs(t) for t in line.steps), key=float)
-    following = speed**2 * (line.bound(3) / 120 + abs(exact) * line.bound(4) / 180) / line.curvature / leading
+    following = speed**2 * (line.bound(3) / 60 + abs(exact) * line.bound(4) / 180) / line.curvature / leading
     h = (arb(NEXT) / (following + line.bound(4) / (12 * line.curvature))).sqrt()
     return [order(lambda h: parabola(line, h).minimiser - exact, ladder(h), 2, "order of the error in h")]
 
