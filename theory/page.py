@@ -31,7 +31,7 @@ CAPTIONS = {
 def cells(verdict: Verdict) -> tuple[str, ...]:
     """One row of the table."""
     symbolic, counterexamples = verdict["symbolic"], verdict["counterexamples"]
-    proved = f"proved, {sum(symbolic.values())} of {len(symbolic)}" if symbolic else "not attempted: no formula"
+    proved = f"{sum(symbolic.values())} of {len(symbolic)} steps proved" if symbolic else "not attempted: no formula"
     failing = f"{sum(c['fails'] for c in counterexamples)} of {len(counterexamples)}" if counterexamples else "none"
     ratio = "" if verdict["worst_ratio"] is None else f"{verdict['worst_ratio']:.3g}"
     source = verdict["text"]["Source"].split(" (")[0].split(". ")[0].split(", with")[0].split(":")[0].rstrip(".")

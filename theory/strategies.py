@@ -102,11 +102,12 @@ def two_tasks(
     kinds: Sequence[str] = KINDS,
     dimensions: Sequence[int] = DIMENSIONS,
     conditions: Sequence[float] = CONDITIONS,
+    negated: tuple[bool, bool] = (True, True),
 ) -> TwoTasks:
-    """Two losses of any kind, each of either sign, and a point."""
+    """Two losses of any kind and a point; each loss of either sign, unless `negated` forbids it for retain or forget."""
     n = draw(st.sampled_from(dimensions))
     pair = [draw(losses(n, draw(st.sampled_from(kinds)), conditions)) for _ in range(2)]
-    retain, forget = (-loss if draw(st.booleans()) else loss for loss in pair)
+    retain, forget = (-loss if may and draw(st.booleans()) else loss for loss, may in zip(pair, negated, strict=True))
     return TwoTasks(retain, forget, tuple(draw(vectors(n, nonzero=False))))
 
 

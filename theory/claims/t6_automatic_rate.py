@@ -47,8 +47,8 @@ class Problem:
 
 
 def problems() -> st.SearchStrategy[Problem]:
-    """Losses of every kind; h from 1e-8 to 1e+8, of which the smooth losses use what their condition allows."""
-    return st.builds(Problem, two_tasks(), st.sampled_from((1.0, 1e-2, 10.0, 1e-8, 1e8)))
+    """Losses of every kind, the retain loss convex or a sine; h from 1e-8 to 1e+8, or less where a smooth loss asks for less."""
+    return st.builds(Problem, two_tasks(negated=(False, True)), st.sampled_from((1.0, 1e-2, 10.0, 1e-8, 1e8)))
 
 
 def measure(problem: Problem) -> Measurement:
