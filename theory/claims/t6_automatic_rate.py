@@ -47,7 +47,7 @@ class Problem:
 
 
 def problems() -> st.SearchStrategy[Problem]:
-    """Losses of every kind, the retain loss convex or a sine; h from 1e-8 to 1e+8, or less where a smooth loss asks for less."""
+    """Losses of every kind, the retain loss convex or a sine; h from 1e-8 to 1e+8, or less where a loss asks for it."""
     return st.builds(Problem, two_tasks(negated=(False, True)), st.sampled_from((1.0, 1e-2, 10.0, 1e-8, 1e8)))
 
 
