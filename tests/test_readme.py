@@ -1,5 +1,6 @@
 """README's Python is run as it stands there, and its commands exist."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -33,6 +34,19 @@ def test_python_example(tmp_path: Path) -> None:
         # Padding is not scored: together the two texts lose what they lose one by one, but for float32's order of summation.
         alone = sum(n * loss([text]) for n, text in zip(count, RETAIN, strict=True)) / sum(count)
         assert torch.isclose(loss(RETAIN), alone, rtol=1e-5)
+
+
+def test_table_of_claims_is_that_of_the_report() -> None:
+    report = json.loads((ROOT / "theory" / "report" / "claims.json").read_text(encoding="utf-8"))
+    stored = report["claims"]
+    theirs = report["manifest"]["command"] == "python -m theory --examples 300 --model 1m"  # or a reader made one of their own
+    rows = re.findall(r"^\| ([TA]\d|LM) \| (.*) \| (.*) \| (.*) \| (.*) \|$", README, re.MULTILINE)
+    assert [row[0] for row in rows] == [verdict["name"] for verdict in stored]
+    for (_, statement, steps, ratio, counterexamples), verdict in zip(rows, stored, strict=True):
+        assert verdict["stands"]
+        assert statement == verdict["text"]["In short"].replace("|", "\\|")
+        assert (steps, counterexamples) == (str(len(verdict["symbolic"]) or "-"), str(len(verdict["counterexamples"]) or "-"))
+        assert not theirs or ratio == f"{verdict['worst_ratio']:.3g}"
 
 
 def test_every_make_target_exists() -> None:

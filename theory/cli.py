@@ -37,6 +37,7 @@ def check(
     names = _known(claim or [], model)
     if everything:
         _make(out)
+    made_with = page.manifest(f"python -m theory --examples {examples} --model {model}")
     console = Console(stderr=json)
     verdicts = []
     for verdict in _examine(names, examples, model, jobs):
@@ -50,7 +51,7 @@ def check(
     elif everything:
         console.print(page.table(verdicts))
     if everything:
-        page.write(out, verdicts, figures.draw_all(out), f"python -m theory --examples {examples} --model {model}")
+        page.write(out, verdicts, figures.draw_all(out), made_with)
         console.print(f"Report: {out / 'README.md'}", soft_wrap=True, highlight=False)
     for verdict in verdicts:
         if not everything and not json:

@@ -74,12 +74,16 @@ def details(verdict: Verdict) -> str:
     return "\n".join([*lines, "stands" if verdict["stands"] else "FAILS"])
 
 
-def write(folder: Path, verdicts: Sequence[Verdict], figures: Sequence[str], command: str) -> None:
+def manifest(command: str) -> dict[str, Any]:
+    """What the verdicts are made with; to be asked before anything is written, which the commit would show as a change."""
+    return {"project": "ngdiff", "commit": commit(), "command": command, "versions": versions(PACKAGES)}
+
+
+def write(folder: Path, verdicts: Sequence[Verdict], figures: Sequence[str], made_with: dict[str, Any]) -> None:
     """claims.json and README.md, beside the figures."""
-    found = versions(PACKAGES)
-    manifest = {"project": "ngdiff", "commit": commit(), "command": command, "versions": found}
-    write_json(folder / "claims.json", {"manifest": manifest, "claims": list(verdicts)})
-    made = f"Made by `{command}` at commit `{manifest['commit']}` with {', '.join(f'{k} {v}' for k, v in found.items())}."
+    write_json(folder / "claims.json", {"manifest": made_with, "claims": list(verdicts)})
+    packages = ", ".join(f"{name} {version}" for name, version in made_with["versions"].items())
+    made = f"Made by `{made_with['command']}` at commit `{made_with['commit']}` with {packages}."
     parts = ["# The claims, checked", made, _markdown_table(verdicts), "## Figures"]
     parts += [f"![{CAPTIONS[Path(f).stem]}]({f})\n\n{CAPTIONS[Path(f).stem]}" for f in figures]
     parts += [_section(verdict) for verdict in verdicts]
