@@ -5,7 +5,7 @@ import pytest
 from theory.claim import describe, examine
 from theory.claims import CLAIMS
 
-EXAMPLES = 200  # a minute in all on two cores; `make theory-thorough` draws 10,000
+EXAMPLES = 200  # under a minute in all; `make theory-thorough` draws 10,000
 
 
 @pytest.mark.parametrize("name", CLAIMS)
