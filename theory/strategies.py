@@ -14,7 +14,7 @@ from torch import Tensor
 from theory.losses import Loss, TwoTasks, quadratic, ridge
 
 DIMENSIONS = (1, 2, 3, 5, 10, 50)
-NEARLY = 1e-8  # radians between nearly parallel gradients
+NEARLY = {"near": 1e-8, "close": 1e-5}  # radians, at most, between nearly parallel gradients
 CONDITIONS = (1.0, 10.0, 1e3, 1e8)
 KINDS = ("quadratic", "logistic", "sine")
 
@@ -40,9 +40,9 @@ def vectors(n: int, nonzero: bool = True) -> st.SearchStrategy[list[float]]:
 
 @st.composite
 def gradient_pairs(
-    draw: st.DrawFn, geometries: Sequence[str] = ("general", "near", "opposed", "same"), zeros: bool = False
+    draw: st.DrawFn, geometries: Sequence[str] = ("general", "near", "close", "opposed", "same"), zeros: bool = False
 ) -> GradientPair:
-    """Gradients in general position, 1e-8 apart, opposed or the same way, each times a power of ten from 1e-30 to 1e+30.
+    """Gradients in general position, 1e-8 or 1e-5 apart, opposed or the same way, times powers of ten from 1e-30 to 1e+30.
 
     Args:
         geometries: those to choose from.
@@ -53,8 +53,9 @@ def gradient_pairs(
     r = torch.tensor(draw(vectors(n)), dtype=torch.float64)
     if geometry == "general":
         f = torch.tensor(draw(vectors(n)), dtype=torch.float64)
-    elif geometry == "near":
-        f = r + NEARLY * r.norm() * torch.nn.functional.normalize(torch.tensor(draw(vectors(n)), dtype=torch.float64), dim=0)
+    elif geometry in NEARLY:
+        aside = torch.tensor(draw(vectors(n)), dtype=torch.float64)
+        f = r + NEARLY[geometry] * r.norm() / aside.norm() * aside
     else:
         f = r * draw(st.integers(1, 9)) * (-1 if geometry == "opposed" else 1)
     scales = [10.0 ** draw(st.sampled_from((0, -1, 3, -10, 15, 30, -30))) for _ in range(2)]

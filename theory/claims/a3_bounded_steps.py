@@ -87,8 +87,8 @@ def _length(step: library.Step) -> list[Measurement]:
     exact = ExactPair(step.retain, step.forget)
     if not exact.rr or not exact.ff:
         return []
-    # ||d|| is at most 2 and off by direction_error.
-    error = 5 * library.direction_error(len(step.d))
+    # ||d|| is at most 2 and off by direction_error; the product d.d here by n u of 4.
+    error = 9 * library.direction_error(len(step.d))
     return [Measurement(abs(float(step.d @ step.d) - 2 * exact.one_minus_cosine), error, "||d||^2 against 2 (1 - cos phi)")]
 
 

@@ -2,17 +2,18 @@
 
 In short: L_F unbounded, retain loss flat along it: L_F grows like sum(eta_t) for ever, L_R stays
 
-Statement: if L_F is unbounded above and the retain loss is flat along the forget gradients, iterates never converge: L_F
-grows without bound while L_R stays put. For a linear softmax model whose retain and forget features are orthogonal:
-L_F(theta_T) >= L_F(theta_0) + ||g_F(theta_0)|| sum eta_t and L_R(theta_T) <= L_R(theta_0) + M sum eta_t^2 / 2, with M = max
-||x||^2 / 2 over the retain features.
+Statement: if L_F is convex and unbounded above, the retain loss is flat along the forget gradients, g_F(theta_0) is not zero
+and sum eta = inf, iterates never converge: L_F grows without bound, while L_R rises by what the curvature of its own steps
+allows. For a linear softmax model whose retain and forget features are orthogonal: L_F(theta_T) >= L_F(theta_0) +
+||g_F(theta_0)|| sum eta_t and L_R(theta_T) <= L_R(theta_0) + M sum eta_t^2 / 2, with M = max ||x||^2 / 2 over the retain
+features. The bound of L_R is far from tight: its first-order fall is left out.
 
-Hypotheses: L_F unbounded above, as cross-entropy is; zero curvature of the retain loss along the forget gradients, as
-over-parameterised models have.
+Hypotheses: L_F convex along the run and unbounded above, as the cross-entropy of a linear model is; g_F(theta_0) not zero;
+zero curvature of the retain loss along the forget gradients, as over-parameterised models have.
 
 Source: ours. A run therefore needs a stopping rule or a bounded forget objective.
 
-Tight: yes, where the forget set has probability 0 already: then ||g_F|| no longer changes.
+Tight: the bound of L_F is, where the forget set has probability 0 already: then ||g_F|| no longer changes.
 
 Proof: the gradients are orthogonal, so the forget block moves along its own unit gradient. L_F is convex, so it grows by eta
 ||g_F|| at least and ||g_F|| does not fall on the way. For L_R: Taylor, with the largest eigenvalue of diag(p) - pp', which is
@@ -179,7 +180,25 @@ def counterexamples() -> list[Counterexample]:
     half, last = ends[STEPS // 2], ends[-1]
     text = f"trained model, L_R + ||theta||^2 / 2, eta = {rate}: L_F is {half:.2f} halfway, {last:.2f} after {STEPS} steps"
     growth = Measurement(half + 0.1, last, "L_F grows by 0.1 in the second half")
-    return [*found, Counterexample("flat retain directions", text, growth)]
+    found.append(Counterexample("flat retain directions", text, growth))
+    return [*found, *_not_convex()]
+
+
+def _not_convex() -> list[Counterexample]:
+    """A forget loss with a maximum on the way, and one that starts at its minimum."""
+    found = []
+    for without, text, start, forget in (
+        (
+            "L_F convex",
+            "L_R = x^2/2, L_F = y^3 - 3 y from -1.5: stops at a maximum",
+            -1.5,
+            lambda t: t[1] ** 3 - 3 * t[1],
+        ),
+        ("g_F(theta_0) not zero", "L_R = x^2/2, L_F = cosh y from y = 0: never moves", 0.0, lambda t: torch.cosh(t[1])),
+    ):
+        *_, end = library.descend((lambda t: 0.5 * t[0] ** 2, forget), [1.0, start], [0.01] * 500)
+        found.append(Counterexample(without, text, Measurement(3.0, float(forget(end.theta)), "3 <= L_F after 500 steps")))
+    return found
 
 
 def runs() -> list[Measurement]:

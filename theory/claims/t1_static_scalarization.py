@@ -10,7 +10,7 @@ Source: arXiv 2410.22086 (static linear scalarization). The converse, that every
 convexity.
 
 Tight: yes, there is no constant in it. The gain that is left at an approximate minimiser is at most r^2 / (2 mu c), with r
-the gradient norm of LSP and mu its strong convexity [ours]; equality for one-dimensional quadratics.
+the gradient norm of LSP and mu its strong convexity [ours].
 
 Proof: a point that dominates theta has L_R lower by p >= 0 and L_F higher by q >= 0, not both 0, so its LSP is lower by c p +
 (1 - c) q > 0, and theta was no minimiser.

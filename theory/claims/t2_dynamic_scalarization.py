@@ -12,7 +12,7 @@ Source: arXiv 2410.22086 (dynamic scalarization).
 
 Tight: quantitative form [ours]: at every theta, r = ||grad LSP(theta; c_t)|| = m ||d|| with m = ||g_R|| ||g_F|| / (||g_R|| +
 ||g_F||); where LSP is mu-strongly convex, theta is within r / mu of its minimiser, and L_R can gain r^2 / (2 mu c) at most.
-Equality for isotropic quadratics.
+For isotropic quadratics the distance is r / mu exactly.
 
 Proof: the flow's speed is a positive multiple of grad LSP(theta; c_t). If theta and c_t converge and the gradient's limit
 were not 0, the flow would go on at a speed bounded away from 0 in a fixed direction. The rest is T1.

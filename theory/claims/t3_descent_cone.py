@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from ngdiff.rules import GDiff
 from theory import library
 from theory.claim import Counterexample, Identity, Measurement, count, sign, worst
-from theory.exact import ExactPair, dot, rational, rationals
+from theory.exact import ExactPair, U, dot, rational, rationals
 from theory.strategies import GradientPair, gradient_pairs
 
 
@@ -76,15 +76,18 @@ def _slopes(pair: GradientPair) -> list[Measurement]:
     bound = library.direction_error(len(retain))
     descent = abs(arb(dot(exact.r, d)) / exact.r_norm - exact.one_minus_cosine)
     ascent = abs(arb(dot(exact.f, d)) / exact.f_norm + exact.one_minus_cosine)
-    return [Measurement(descent, bound, "error of g_R.d / ||g_R||"), Measurement(ascent, bound, "error of g_F.d / ||g_F||")]
+    parts = [Measurement(descent, bound, "error of g_R.d / ||g_R||"), Measurement(ascent, bound, "error of g_F.d / ||g_F||")]
+    if exact.one_minus_cosine > bound:  # nearer than that, rounding decides the signs of the computed d
+        parts += [sign(-dot(exact.r, d), "-g_R.d, exactly"), sign(dot(exact.f, d), "g_F.d, exactly")]
+    return parts
 
 
 def _cosine(pair: GradientPair) -> Measurement:
     retain, forget = pair.tensors
     found = float(library.combine("ngdiff", retain, forget).gram.cosine)
-    # The product of g_R.g_F, off by n u ||g_R|| ||g_F||, with two inverse norms, each off by (n/2 + 2) u.
+    # The product of g_R.g_F, off by n u ||g_R|| ||g_F||, with two inverse norms, each off by (n/2 + 2) u, and two products.
     return Measurement(
-        abs(1 - rational(found) - ExactPair(retain, forget).one_minus_cosine), library.direction_error(len(retain)), "cosine"
+        abs(1 - rational(found) - ExactPair(retain, forget).one_minus_cosine), (2 * len(retain) + 8) * U, "cosine"
     )
 
 

@@ -124,12 +124,12 @@ def _kink() -> Counterexample:
 
 
 def _too_long() -> Counterexample:
-    tasks = TwoTasks(quadratic([1, 1], [0, 0], [0, 0]), _linear((0.0, 1.0)), (1.0, 0.0))
+    tasks = TwoTasks(quadratic([1, 1], [0, 0], [0, 0]), _softplus_of((0.0, 1.0)), (1.0, 0.0))
     lines = distinct_lines(tasks)
     assert lines is not None
     text = "L_R = (x^2 + y^2)/2, L_F = softplus of y, from (1, 0), eta = 3"
     return Counterexample("eta is small enough", text, sign(lines[0].change(3.0), "change of the retain loss"))
 
 
-def _linear(direction: tuple[float, ...]) -> Loss:
+def _softplus_of(direction: tuple[float, ...]) -> Loss:
     return ridge("softplus", [1.0], [direction], [0.0])

@@ -30,14 +30,14 @@ from theory.claims.t4_first_order import distinct_lines
 from theory.exact import ball
 from theory.losses import Line, Loss, TwoTasks, quadratic, ridge
 from theory.orders import ladder, longest_step, negligible, order
-from theory.strategies import two_tasks
+from theory.strategies import opposing_quadratics, two_tasks
 
 SHARES = (1e-6, 0.1, 0.5, 0.9, 1 - 2.0**-30)  # of the limit
 
 
 def problems() -> st.SearchStrategy[TwoTasks]:
     """Quadratics of condition up to 1e8 of either sign, logistic losses and sines, in 1 to 50 dimensions."""
-    return st.one_of(two_tasks(), two_tasks(kinds=("quadratic",)))
+    return st.one_of(two_tasks(), two_tasks(kinds=("quadratic",)), opposing_quadratics())
 
 
 def measure(tasks: TwoTasks) -> Measurement:

@@ -5,7 +5,7 @@ In short: three losses give eta* = g_R.d / d'H_R d: exactly for quadratics, else
 Statement: the minimiser of the second-order expansion of L_R along d is eta* = g_R.d / (d'H_R d), half of T5's limit. From
 the losses at theta - h d, theta and theta + h d the library's parabola finds it exactly if L_R is quadratic, at any h, and
 otherwise within h^2 (M3 / 6 + |eta*| M4 / 12) / (a - h^2 M4 / 12), with a = d'H_R d and M3, M4 bounds of the third and fourth
-derivative along the step [ours].
+derivative between the probes [ours].
 
 Hypotheses: d'H_R d > 0; for exactness a quadratic loss, otherwise h^2 M4 / 12 < a.
 
@@ -105,20 +105,33 @@ def error_and_bound(line: Line, h: arb, fourth: arb) -> Measurement:
 
 def _optimizer(tasks: TwoTasks, exact: arb) -> Measurement:
     """What `TwoTaskOptimizer(lr="auto")` finds from near eta*, where losses are exact enough to tell."""
-    loss = float(abs(tasks.retain(tasks.point)))
     line = retain_line(tasks)
     assert line is not None
-    # A7: three losses, each off by (2 n + 8) u of the sum of its terms' sizes, and a second difference of a h^2 with h = eta*.
-    n = len(tasks.theta)
-    size = loss + float(
-        sum(abs(w) * (abs(o) + n**0.5 * 10) ** 2 for w, o in zip(tasks.retain.weights, tasks.retain.offsets, strict=True))
-    )
-    error = (2 * n + 8) * 2.0**-53 * 4 * size / float(line.curvature * exact**2)
+    error = _loss_error(tasks, line, float(exact)) + _direction_error(tasks, line)
     if error > 1e-3:
         return count(0, "drowned in rounding")
     found = library.automatic_rate((tasks.retain, tasks.forget), tasks.point, float(exact) * 0.9)
-    # The slope is off by the same losses over 2 h, so by less than half as much in these units.
-    return Measurement(abs(found / float(exact) - 1), 2 * error, "relative error of the optimizer's rate")
+    return Measurement(abs(found / float(exact) - 1), error, "relative error of the optimizer's rate")
+
+
+def _loss_error(tasks: TwoTasks, line: Line, h: float) -> float:
+    """A7, at h = eta*: what the rounding of three losses, and of the places where they are taken, does to eta*, relatively."""
+    n, retain = len(tasks.theta), tasks.retain
+    terms = zip(retain.weights, retain.offsets, strict=True)
+    size = float(abs(retain(tasks.point))) + float(sum(abs(w) * (abs(o) + n**0.5 * 10) ** 2 for w, o in terms))
+    place = 2.0**-53 * (float(tasks.point.norm()) + 2 * h)
+    steepest = float(tasks.gradients[0].norm()) + 2 * h * max(map(abs, retain.weights))
+    # Each loss is off by (2 n + 8) u of its terms' sizes; weights 1, 2, 1 in the second difference, half of that in the slope.
+    return 8 * ((2 * n + 8) * 2.0**-53 * size + place * steepest) / float(line.curvature * h**2)
+
+
+def _direction_error(tasks: TwoTasks, line: Line) -> float:
+    """What the rounding of the gradients, which autograd computes in another order, does to d and so to slope and curvature."""
+    norms = [float(g.norm()) for g in tasks.gradients]
+    errors = [loss.gradient_error(tasks.point) for loss in (tasks.retain, tasks.forget)]
+    turned = 2 * library.direction_error(len(tasks.theta)) + sum(2 * e / g for e, g in zip(errors, norms, strict=True))
+    # d'Hd changes by 2 ||H|| ||d|| times the change of d, and ||d|| <= 2; g_R.d by ||g_R|| times it.
+    return turned * (4 * max(map(abs, tasks.retain.weights)) / float(line.curvature) + norms[0] / float(line.slope))
 
 
 def _order(line: Line) -> list[Measurement]:
