@@ -1,6 +1,6 @@
 """A6. No convergence.
 
-In short: L_F unbounded, retain loss flat along it: L_F grows like sum(eta_t) for ever, L_R stays
+In short: L_F convex and unbounded, retain loss flat along it: L_F grows like sum(eta_t) for ever
 
 Statement: if L_F is convex and unbounded above, the retain loss is flat along the forget gradients, g_F(theta_0) is not zero
 and sum eta = inf, iterates never converge: L_F grows without bound, while L_R rises by what the curvature of its own steps

@@ -1,6 +1,6 @@
 """A7. Rounding.
 
-In short: eta* carries a relative rounding error of u L_0 / (a h^2); small bfloat16 updates vanish
+In short: for h up to about eta*, eta* is off by u L_0 / (a h^2) relatively; small bfloat16 updates vanish
 
 Statement: the second difference of three losses computed with unit roundoff u is off by u (|L_+| + 2 |L_0| + |L_-|) at most,
 about 4 u L_0, so the curvature has a relative error of about u L_0 / (a h^2), and so has eta* for probes h up to the order of
