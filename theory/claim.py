@@ -1,5 +1,6 @@
 """What a claim is, and how one is examined."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -9,10 +10,10 @@ from typing import Any, NamedTuple, Protocol
 
 import sympy
 from flint import fmpq
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis.strategies import SearchStrategy
 
-from theory.exact import Number, ball, largest
+from theory.exact import NotANumber, Number, ball, largest
 
 
 class Measurement(NamedTuple):
@@ -83,12 +84,19 @@ class Counterexample(NamedTuple):
     measurement: Measurement
 
 
+Measure = Callable[[Any], Measurement | None]
+
+
 class ClaimModule(Protocol):
-    """What a module of `theory.claims` offers. `runs` is optional: longer runs, made once and not drawn."""
+    """What a module of `theory.claims` offers. `runs` is optional: longer runs, made once and not drawn.
+
+    `measure` and `false_variant` return None for a problem of which the claim says nothing, because it lacks a hypothesis or
+    because rounding leaves nothing to measure.
+    """
 
     problems: Callable[[], SearchStrategy[Any]]
-    measure: Callable[[Any], Measurement]
-    false_variant: Callable[[Any], Measurement]
+    measure: Measure
+    false_variant: Measure
     identities: Callable[[], list[Identity]]
     counterexamples: Callable[[], list[Counterexample]]
 
@@ -127,11 +135,13 @@ class Search:
 
     Attributes:
         tried: problems measured.
+        silent: problems of which the claim says nothing; they are not among those tried.
         worst: the measurement with the largest ratio, unless one failed.
         refuted: the problem on which it failed, made as simple as hypothesis could, and its measurement.
     """
 
     tried: int = 0
+    silent: int = 0
     worst: Measurement | None = None
     refuted: tuple[Any, Measurement] | None = None
 
@@ -140,10 +150,11 @@ class _Refuted(Exception):
     pass
 
 
-def search(
-    strategy: SearchStrategy[Any], measure: Callable[[Any], Measurement], examples: int, simplify: bool = True
-) -> Search:
-    """Measure `examples` drawn problems, the same at every call, until one fails; then look for a simpler one that fails."""
+def search(strategy: SearchStrategy[Any], measure: Measure, examples: int, simplify: bool = True) -> Search:
+    """Measure `examples` drawn problems, the same at every call, until one fails; then look for a simpler one that fails.
+
+    Problems of which the claim says nothing are replaced by others.
+    """
     result = Search()
 
     @settings(
@@ -157,7 +168,13 @@ def search(
     )
     @given(strategy)
     def check(problem: Any) -> None:
-        measurement = measure(problem)
+        try:
+            measurement = measure(problem)
+        except NotANumber as error:
+            measurement = Measurement(math.nan, 0.0, str(error))
+        if measurement is None:
+            result.silent += 1
+            reject()
         result.tried += 1
         if not measurement.holds:
             result.refuted = (problem, measurement)  # the last one is the simplest
@@ -221,6 +238,7 @@ class Verdict:
             "text": dict(self.claim.text),
             "symbolic": self.symbolic,
             "examples": self.holds.tried,
+            "silent": self.holds.silent,
             "worst_ratio": worst.ratio if worst else None,
             "worst": worst.what if worst else None,
             "variant_refuted_by": describe(refuted[1]) if refuted else None,
@@ -255,17 +273,17 @@ def examine(claim: Claim, examples: int) -> Verdict:
 
 
 def first_failure(claim: Claim, examples: int) -> str | None:
-    """Why a claim does not stand, or None: `examine` without algebra and without simplifying, for many libraries in turn."""
+    """Why a claim does not stand, or None: `examine` without algebra and without simplifying, for many libraries in turn.
+
+    Unlike there an exception goes through: a library that crashes is wrong too, but no claim has found that out.
+    """
     module = claim.module
-    try:
-        found = search(module.problems(), module.measure, examples, simplify=False)
-        if found.refuted:
-            return describe(found.refuted[1])
-        failed = [f"no counterexample to {c.without}" for c in module.counterexamples() if c.measurement.holds]
-        failed += [describe(run) for run in (module.runs() if hasattr(module, "runs") else []) if not run.holds]
-        return failed[0] if failed else None
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
+    found = search(module.problems(), module.measure, examples, simplify=False)
+    if found.refuted:
+        return describe(found.refuted[1])
+    failed = [f"no counterexample to {c.without}" for c in module.counterexamples() if c.measurement.holds]
+    failed += [describe(run) for run in (module.runs() if hasattr(module, "runs") else []) if not run.holds]
+    return failed[0] if failed else None
 
 
 def describe(measurement: Measurement) -> str:

@@ -18,16 +18,20 @@ U = 2.0**-53  # unit roundoff of float64
 Number = float | arb | fmpq
 
 
+class NotANumber(ValueError):
+    """Something was computed that is NaN or infinite."""
+
+
 def rational(x: float) -> fmpq:
     """The float as a fraction, exactly.
 
     Raises:
-        ValueError: x is not finite.
+        NotANumber: x is not finite.
     """
     try:
         return fmpq(*float(x).as_integer_ratio())
     except (OverflowError, ValueError):
-        raise ValueError(f"rational: {x} is no number; a computation before this one overflowed or divided 0 by 0") from None
+        raise NotANumber(f"rational: {x} is no number; a computation before this one overflowed or divided 0 by 0") from None
 
 
 def rationals(vector: Tensor | Iterable[float]) -> list[fmpq]:

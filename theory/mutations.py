@@ -29,7 +29,7 @@ REFERENCE, GRAM, RATE = "kernels/ngdiff_kernels/reference.py", "ngdiff/gram.py",
 RULE = "ngdiff/rules/_ngdiff.py"
 NGDIFF = "return Coefficients(inverse_norm(gram.retain), inverse_norm(gram.forget))"
 SWAPPED = "return Coefficients(inverse_norm(gram.forget), inverse_norm(gram.retain))"
-ONE = "torch.ones_like(gram.retain)"
+ONE = "gram.retain.new_ones(gram.retain.shape)"
 
 MUTATIONS = (
     Mutation("sign of d flipped", REFERENCE, "c_r * r.double() - c_f", "-c_r * r.double() + c_f"),
@@ -73,11 +73,14 @@ MUTATIONS = (
 
 
 class Outcome(NamedTuple):
-    """The claims that failed, and what the first of them said."""
+    """What the claims made of a wrong library: claim -> why it fails, and claim -> what stopped its examination.
+
+    A mutation is caught where a claim fails. One that only crashes is not: any program would notice that.
+    """
 
     mutation: str
-    caught_by: list[str]
-    first: str
+    caught_by: dict[str, str]
+    crashed: dict[str, str]
 
 
 def run(mutation: Mutation, examples: int = EXAMPLES) -> Outcome:
@@ -104,12 +107,11 @@ def run(mutation: Mutation, examples: int = EXAMPLES) -> Outcome:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     if done.returncode:
         raise RuntimeError(f"mutation {mutation.name!r}: the examination did not run:\n{done.stderr}")
-    failed = json.loads(done.stdout)
-    return Outcome(mutation.name, list(failed), next(iter(failed.values()), ""))
+    return Outcome(mutation.name, **json.loads(done.stdout))
 
 
-def examined(examples: int) -> dict[str, str]:
-    """Claims that fail against the library beside this file -> why."""
+def examined(examples: int) -> dict[str, dict[str, str]]:
+    """What the claims make of the library beside this file, as an `Outcome` without its name."""
     import torch
 
     import ngdiff
@@ -119,7 +121,14 @@ def examined(examples: int) -> dict[str, str]:
     torch.set_num_threads(1)
     if not Path(ngdiff.__file__).is_relative_to(ROOT):
         raise RuntimeError(f"ngdiff comes from {ngdiff.__file__} and not from {ROOT}")
-    return {name: why for name, claim in CLAIMS.items() if (why := first_failure(claim, examples)) is not None}
+    caught_by, crashed = {}, {}
+    for name, claim in CLAIMS.items():
+        try:
+            if (why := first_failure(claim, examples)) is not None:
+                caught_by[name] = why
+        except Exception as error:  # a wrong library may raise any
+            crashed[name] = f"{type(error).__name__}: {error}"
+    return {"caught_by": caught_by, "crashed": crashed}
 
 
 def run_all() -> Iterator[Outcome]:
@@ -135,7 +144,8 @@ def main() -> int:
         return 0
     escaped = 0
     for outcome in run_all():
-        print(f"{outcome.mutation:<36} {', '.join(outcome.caught_by) or 'NOT CAUGHT'}", flush=True)
+        crashed = f"  (crashed: {', '.join(outcome.crashed)})" if outcome.crashed else ""
+        print(f"{outcome.mutation:<36} {', '.join(outcome.caught_by) or 'NOT CAUGHT'}{crashed}", flush=True)
         escaped += not outcome.caught_by
     print(f"{len(MUTATIONS) - escaped} of {len(MUTATIONS)} wrong libraries are caught")
     return int(escaped > 0)
