@@ -97,8 +97,7 @@ def trajectories() -> Figure:
 def unreachable() -> Figure:
     """T1: the front of a pair with a concave part, and which of its points minimise a static scalarization."""
     front = t1.concave_front(81)
-    scaled = [(round(1e6 * r), round(1e6 * f)) for r, f in front]
-    hidden = set(t1.unreachable(scaled))
+    hidden = set(t1.unreachable(list(t1.in_millionths(front))))
     figure, (axes,) = _canvas(5.2, 3.8)
     for members, colour, name in (
         (hidden, RED, "minimises no $c L_R - (1 - c) L_F$"),

@@ -123,8 +123,13 @@ def opposing_quadratics(
 
 
 @st.composite
-def opposing_logistics(draw: st.DrawFn, dimensions: Sequence[int] = (1, 2, 3)) -> TwoTasks:
-    """L_R and -L_F: logistic losses plus half the squared distance to a point of their own, so of curvature 1 at least."""
+def opposing_ridges(draw: st.DrawFn, profile: str, dimensions: Sequence[int] = (1, 2, 3)) -> TwoTasks:
+    """L_R and -L_F: terms of one profile plus half the squared distance to a point of their own."""
     n = draw(st.sampled_from(dimensions))
-    retain, forget = (draw(ridges(n, "softplus")) + draw(quadratics(n, (1,), centre)) for centre in draw(two_centres(n)))
+    retain, forget = (draw(ridges(n, profile)) + draw(quadratics(n, (1,), centre)) for centre in draw(two_centres(n)))
     return TwoTasks(retain, -forget, tuple(draw(vectors(n, nonzero=False))))
+
+
+def opposing_logistics(dimensions: Sequence[int] = (1, 2, 3)) -> st.SearchStrategy[TwoTasks]:
+    """L_R and -L_F logistic and of curvature 1 at least."""
+    return opposing_ridges("softplus", dimensions)

@@ -19,6 +19,7 @@ False variant: the converse, that every Pareto optimal point minimises LSP for s
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sympy
@@ -32,7 +33,7 @@ from theory import library, pareto
 from theory.claim import Counterexample, Identity, Measurement, count
 from theory.exact import U, rational
 from theory.losses import TwoTasks, quadratic, ridge
-from theory.strategies import opposing_logistics, opposing_quadratics
+from theory.strategies import opposing_logistics, opposing_quadratics, two_centres
 
 Points = list[tuple[int, int]]
 
@@ -54,12 +55,13 @@ class Convex:
 
 
 def problems() -> st.SearchStrategy[Table | Convex]:
-    """Tables, quadratics of condition up to 1e8, logistic losses; c a multiple of 1/16, so that 1 - c is exact."""
+    """Tables, concave fronts, quadratics of condition up to 1e8, logistic losses; c a multiple of 1/16, so 1 - c is exact."""
     weight = st.integers(1, 15).map(lambda k: k / 16)
     value = st.integers(-9, 9)
     tables = st.builds(Table, st.lists(st.tuples(value, value), min_size=2, max_size=12).map(tuple), weight)
     convex = st.one_of(opposing_quadratics(), opposing_logistics())
-    return st.one_of(tables, st.builds(Table, fronts(), weight), st.builds(Convex, convex, weight))
+    not_convex = st.builds(Table, st.one_of(fronts(), wells()), weight)
+    return st.one_of(tables, not_convex, st.builds(Convex, convex, weight))
 
 
 @st.composite
@@ -67,6 +69,15 @@ def fronts(draw: st.DrawFn) -> tuple[tuple[int, int], ...]:
     """Points of which none dominates another: both losses grow from one to the next. Most of them minimise no scalarization."""
     steps = draw(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=2, max_size=8))
     return tuple(zip(*(itertools.accumulate(part) for part in zip(*steps, strict=True)), strict=True))
+
+
+@st.composite
+def wells(draw: st.DrawFn) -> tuple[tuple[int, int], ...]:
+    """A non-convex pair whose front has a concave part, on a grid of the plane: `bells` with drawn centres."""
+    a, b = (torch.tensor(centre, dtype=torch.float64) for centre in draw(two_centres(2)))
+    retain, forget = bells(a / 4, b / 4)
+    side = torch.linspace(-2, 2, 7, dtype=torch.float64)
+    return in_millionths([(float(retain(x)), float(forget(x))) for x in torch.cartesian_prod(side, side)])
 
 
 def measure(problem: Table | Convex) -> Measurement:
@@ -77,11 +88,11 @@ def measure(problem: Table | Convex) -> Measurement:
     return left_to_gain(problem.tasks, minimise(problem), problem.c)
 
 
-def false_variant(problem: Table | Convex) -> Measurement:
+def false_variant(problem: Table | Convex) -> Measurement | None:
     """Pareto points of a table that minimise no LSP."""
-    return count(
-        len(unreachable(list(problem.points))) if isinstance(problem, Table) else 0, "Pareto points that minimise no LSP"
-    )
+    if isinstance(problem, Convex):
+        return None
+    return count(len(unreachable(list(problem.points))), "Pareto points that minimise no LSP")
 
 
 def minimisers(points: Points, c: float) -> list[int]:
@@ -152,8 +163,8 @@ def counterexamples() -> list[Counterexample]:
     )
     text = f"L_R = -L_F = theta^2/20 + sin theta: GDiff-0.5 ends at {float(end):.3f}, dominated by -1.2"
     found.append(Counterexample("global, not local minimiser", text, count(int(dominated), "dominated")))
-    hidden = unreachable([(round(1e6 * r), round(1e6 * f)) for r, f in concave_front(41)])
-    text = "L_R = 1 - exp(-(x-1)^2), L_F = exp(-(x+1)^2) - 1 on a grid of [-1, 1]"
+    hidden = unreachable(list(in_millionths(concave_front(41))))
+    text = "L_R = 1 - exp(-(x-1)^2), L_F = exp(-(x+1)^2) - 1 on 41 points of [-1, 1]"
     found.append(Counterexample("convexity (for the converse)", text, count(len(hidden), "Pareto points that minimise no LSP")))
     return found
 
@@ -164,7 +175,21 @@ def double_well() -> TwoTasks:
     return TwoTasks(loss, -loss, (5.0,))
 
 
+def bells(a: Tensor, b: Tensor) -> library.LossPair:
+    """L_R = 1 - exp(-|x - a|^2) and L_F = exp(-|x - b|^2) - 1, whose Pareto set is the segment from a to b.
+
+    Where a and b are more than sqrt(2) apart the front has a concave part. Source: Fonseca and Fleming, 1995.
+    """
+    return (lambda x: 1 - (-(x - a).square().sum()).exp()), (lambda x: (-(x - b).square().sum()).exp() - 1)
+
+
 def concave_front(points: int) -> list[tuple[float, float]]:
-    """(L_R, L_F) along the Pareto set [-1, 1] of a pair whose front has a concave part (Fonseca and Fleming, 1995)."""
-    x = torch.linspace(-1, 1, points, dtype=torch.float64)
-    return list(zip((1 - (-((x - 1) ** 2)).exp()).tolist(), ((-((x + 1) ** 2)).exp() - 1).tolist(), strict=True))
+    """(L_R, L_F) along the Pareto set [-1, 1] of such a pair in one dimension."""
+    one = torch.ones(1, dtype=torch.float64)
+    retain, forget = bells(one, -one)
+    return [(float(retain(x)), float(forget(x))) for x in torch.linspace(-1, 1, points, dtype=torch.float64)[:, None]]
+
+
+def in_millionths(points: Sequence[tuple[float, float]]) -> tuple[tuple[int, int], ...]:
+    """Losses as integers, so that they are compared exactly."""
+    return tuple((round(1e6 * r), round(1e6 * f)) for r, f in points)

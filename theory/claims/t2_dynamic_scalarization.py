@@ -4,7 +4,8 @@ In short: where c_t and the flow converge, the limit is stationary for the limit
 
 Statement: if the weight c_t of c_t L_R - (1 - c_t) L_F converges to c in (0, 1) and the gradient flow to theta*, then theta*
 is stationary for LSP(.; c), and Pareto optimal where LSP(.; c) is convex. NGDiff is such a flow, with c_t = ||g_F|| /
-(||g_R|| + ||g_F||).
+(||g_R|| + ||g_F||). Unlike every static weight it also reaches the concave part of a front: its limit there is Pareto optimal
+and stationary for LSP(.; c), but a maximum of it along the front [ours].
 
 Hypotheses: c_t converges; the flow converges; 0 < c < 1; for Pareto optimality, LSP(.; c) convex.
 
@@ -15,12 +16,15 @@ Tight: quantitative form [ours]: at every theta, r = ||grad LSP(theta; c_t)|| = 
 For isotropic quadratics the distance is r / mu exactly.
 
 Proof: the flow's speed is a positive multiple of grad LSP(theta; c_t). If theta and c_t converge and the gradient's limit
-were not 0, the flow would go on at a speed bounded away from 0 in a fixed direction. The rest is T1.
+were not 0, the flow would go on at a speed bounded away from 0 in a fixed direction. The rest is T1. By A4 d = 0 on all of a
+Pareto set in the interior of which no gradient vanishes, so every point of a concave part is a limit of NGDiff; a static weight
+leaves it, because LSP has a maximum there.
 
 False variant: theta* minimises LSP(.; 1/2), whatever c is.
 """
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import sympy
@@ -32,12 +36,12 @@ from torch import Tensor
 from ngdiff.gram import Losses
 from ngdiff.rules import GDiff
 from theory import library
-from theory.claim import Counterexample, Identity, Measurement, worst
-from theory.claims.t1_static_scalarization import double_well, left_to_gain
+from theory.claim import Counterexample, Identity, Measurement, count, worst
+from theory.claims.t1_static_scalarization import bells, double_well, left_to_gain
 from theory.exact import U
 from theory.losses import TwoTasks, quadratic, ridge
 from theory.pareto import Array
-from theory.strategies import opposing_logistics, opposing_quadratics
+from theory.strategies import opposing_logistics, opposing_quadratics, opposing_ridges
 
 STILL = 1e-5  # ||d|| at which the flow counts as converged; the integrator is exact to 1e-9
 AT_MINIMUM = 1e-6  # ratio of the gradients' norms at which the flow has run into a minimiser
@@ -45,35 +49,60 @@ INSIDE = 1e-3  # the limit of c_t counts as inside (0, 1) from here to 1 - INSID
 
 
 def problems() -> st.SearchStrategy[TwoTasks]:
-    """Strongly convex pairs in 2 to 5 dimensions (in one, d jumps from 2 to 0 and the flow stops at the jump)."""
-    return st.one_of(opposing_quadratics(dimensions=(2, 3, 5), conditions=(1, 10)), opposing_logistics(dimensions=(2, 3)))
+    """Strongly convex pairs, and others with waves on them, in 2 to 5 dimensions.
+
+    (In one dimension d jumps from 2 to 0 and the flow stops at the jump.)
+    """
+    convex = st.one_of(opposing_quadratics(dimensions=(2, 3, 5), conditions=(1, 10)), opposing_logistics(dimensions=(2, 3)))
+    return st.one_of(convex, opposing_ridges("sine", dimensions=(2, 3)))
 
 
-def measure(tasks: TwoTasks) -> Measurement:
+def measure(tasks: TwoTasks) -> Measurement | None:
     """Follow NGDiff's flow to its limit; compare the limit with the minimiser of LSP for the last c_t."""
     theta = flow(tasks)
-    combined = library.combine("ngdiff", tasks.retain.gradient(theta), tasks.forget.gradient(theta))
-    c = float(combined.coefficients.weight)
-    weights = weights_follow_their_formulas(*tasks.gradients)
+    retain, forget = tasks.retain.gradient(theta), tasks.forget.gradient(theta)
+    combined = library.combine("ngdiff", retain, forget)
+    c, still = float(combined.coefficients.weight), float(combined.d.norm())
     if not INSIDE < c < 1 - INSIDE:
-        return weights  # the flow ran into a minimiser: a hypothesis is not met
-    still = Measurement(float(combined.d.norm()), 10 * STILL, "||d|| at the end of the flow")
-    return worst(weights, still, left_to_gain(tasks, theta, c))
+        return None  # the flow ran into a minimiser
+    parts = [_weighted_gradient(retain, forget, c, still)]
+    if "sine" not in tasks.retain.profiles:
+        parts += [Measurement(still, 10 * STILL, "||d|| at the end of the flow"), left_to_gain(tasks, theta, c)]
+    elif still > 10 * STILL:
+        return None  # c_t or theta has no limit
+    return worst(weights_follow_their_formulas(*tasks.gradients), *parts)
 
 
-def false_variant(tasks: TwoTasks) -> Measurement:
+def _weighted_gradient(retain: Tensor, forget: Tensor, c: float, still: float) -> Measurement:
+    """The gradient of LSP(.; c), by the library's GDiff-c, against m ||d||."""
+    a, b, n = float(retain.norm()), float(forget.norm()), len(retain)
+    found = float(library.combine(GDiff(c), retain, forget).d.norm())
+    # m ||d|| and the gradient differ by the rounding of d and of c, each of which weighs a gradient; m <= min(a, b) <= c_t a.
+    rounding = 2 * (library.direction_error(n) + (n + 8) * U) * (c * a + (1 - c) * b)
+    return Measurement(found, a * b / (a + b) * min(still, 10 * STILL) + rounding, "||grad LSP(theta*; c)||")
+
+
+def false_variant(tasks: TwoTasks) -> Measurement | None:
     """The gradient of LSP(.; 1/2) at the limit."""
     theta = flow(tasks)
+    if "sine" in tasks.retain.profiles:
+        return None
     d = library.combine("gdiff-0.5", tasks.retain.gradient(theta), tasks.forget.gradient(theta)).d
     return Measurement(float(d.norm()), 1e-3, "||grad LSP(theta*; 1/2)||")
 
 
 def flow(tasks: TwoTasks, rule: str = "ngdiff", duration: float = 1e4) -> Tensor:
     """Where theta' = -d leads, with the library's d; or the place where it runs into a minimiser and d jumps."""
+    return follow(lambda theta: (tasks.retain.gradient(theta), tasks.forget.gradient(theta)), tasks.point, rule, duration)
+
+
+def follow(
+    gradients_at: Callable[[Tensor], tuple[Tensor, Tensor]], point: Tensor, rule: str, duration: float = 1e4
+) -> Tensor:
+    """`flow` for any two gradients, from a point of shape (n,)."""
 
     def gradients(x: Array) -> tuple[Tensor, Tensor]:
-        theta = torch.from_numpy(x)
-        return tasks.retain.gradient(theta), tasks.forget.gradient(theta)
+        return gradients_at(torch.from_numpy(x))
 
     def velocity(_: float, x: Array) -> Array:
         d: Array = -library.combine(rule, *gradients(x)).d.numpy()
@@ -87,9 +116,9 @@ def flow(tasks: TwoTasks, rule: str = "ngdiff", duration: float = 1e4) -> Tensor
         return min(r, f) - AT_MINIMUM * max(r, f)
 
     moving.terminal = apart.terminal = True  # type: ignore[attr-defined]
-    start = tasks.point.numpy()
+    start = point.numpy()
     if apart(0, start) <= 0:
-        return tasks.point
+        return point
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # LSODA says so where it ends at a jump of d
         path = solve_ivp(velocity, (0, duration), start, "LSODA", events=(moving, apart), rtol=1e-8, atol=1e-9)
@@ -117,12 +146,60 @@ def identities() -> list[Identity]:
         Identity("c_R = (1/||g_R|| + 1/||g_F||) c_t", speed * c - 1 / a),
         Identity("c_F = (1/||g_R|| + 1/||g_F||) (1 - c_t)", speed * (1 - c) - 1 / b),
         Identity("m = ||g_R|| ||g_F|| / (||g_R|| + ||g_F||)", 1 / speed - a * b / (a + b)),
+        Identity("LSP along a concave front has curvature < 0 at its stationary point", _curvature_of_bells()),
     ]
 
 
+def _curvature_of_bells() -> sympy.Expr:
+    """T1's bells s apart, at t from the first: the curvature of LSP where it is stationary, less a formula.
+
+    Half of it over c g_R is 1/t + 1/(s - t) - 2 s, so it is negative where t (s - t) > 1/2.
+    """
+    s, t = sympy.symbols("s t", positive=True)
+    retain, forget = 1 - sympy.exp(-(t**2)), sympy.exp(-((s - t) ** 2)) - 1
+    first, second = sympy.diff(retain, t), sympy.diff(forget, t)
+    c = second / (first + second)
+    curvature = c * sympy.diff(retain, t, 2) - (1 - c) * sympy.diff(forget, t, 2)
+    return sympy.simplify(curvature / (c * first)) - (1 / t + 1 / (s - t) - 2 * s)
+
+
 def counterexamples() -> list[Counterexample]:
-    """Weights that alternate, a flow without limit, c = 1, and a dominated stationary point."""
+    """Weights that alternate, a flow without limit, c = 1, a dominated stationary point."""
     return [_alternating(), _endless(), _weight_one(), _wrong_well()]
+
+
+CENTRES = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)  # of the bells below
+STARTS = [(0.05 + x / 5, 0.4) for x in range(-3, 4)]
+
+
+def across_the_front(rule: str) -> list[Tensor]:
+    """Where the flow of a rule leads on a pair with a concave front, from starts beside it."""
+    retain, forget = bells(*CENTRES)
+
+    def gradients(theta: Tensor) -> tuple[Tensor, Tensor]:
+        return library.value_and_gradient(retain, theta)[1], library.value_and_gradient(forget, theta)[1]
+
+    return [follow(gradients, torch.tensor(start, dtype=torch.float64), rule) for start in STARTS]
+
+
+def on_concave_part(theta: Tensor) -> bool:
+    """Whether a static scalarization that is stationary at this point of the front has a maximum there (see `identities`)."""
+    t, s = float((theta - CENTRES[0]).norm()), 2.0
+    return t < s and t * (s - t) > 0.5
+
+
+def runs() -> list[Measurement]:
+    """NGDiff ends on the concave part of a front, at points that minimise no static scalarization; GDiff nowhere on it."""
+    ends = across_the_front("ngdiff")
+    # ||d|| is the angle between the gradients, about 2 y / (1 - x^2) at (x, y) near the front.
+    away = max(float(abs(y)) for _, y in ends)
+    elsewhere = sum(not on_concave_part(end) for end in ends)
+    static = sum(on_concave_part(end) for c in (0.25, 0.5, 0.75) for end in across_the_front(f"gdiff-{c}"))
+    return [
+        Measurement(away, 10 * STILL, f"concave front: distance of {len(ends)} ends of NGDiff from the Pareto set"),
+        count(elsewhere, f"concave front: ends of NGDiff, of {len(ends)}, elsewhere than on its concave part"),
+        count(static, f"concave front: ends of GDiff-0.25, -0.5 and -0.75, of {3 * len(STARTS)}, on its concave part"),
+    ]
 
 
 def _alternating() -> Counterexample:

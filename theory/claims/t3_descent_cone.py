@@ -4,7 +4,9 @@ In short: g_R.d = ||g_R|| (1 - cos phi) >= 0 >= -||g_F|| (1 - cos phi) = g_F.d
 
 Statement: for NGDiff's d, g_R.d = ||g_R|| (1 - cos phi) >= 0 >= -||g_F|| (1 - cos phi) = g_F.d, with phi the angle between
 g_R and g_F. For GDiff-c the two inequalities hold if and only if c ||g_R||^2 >= (1 - c) g_R.g_F and (1 - c) ||g_F||^2 >= c
-g_R.g_F, and for every c there are gradients for which they do not.
+g_R.g_F, that is for c in [p / (||g_R||^2 + p), ||g_F||^2 / (||g_F||^2 + p)] with p = max(g_R.g_F, 0). NGDiff's weight c_t =
+||g_F|| / (||g_R|| + ||g_F||) is always inside, and the only one that is inside at every angle; for every fixed c there are
+gradients for which it is outside.
 
 Hypotheses: g_R and g_F are not zero (with the convention that the unit vector of 0 is 0 and cos phi = 0, not even that); the
 step is -eta d itself, not what AdamW makes of it; the rule is NGDiff.
@@ -15,7 +17,8 @@ Tight: equalities. In float64 d is off by (n + 8) u, so the computed d has the r
 for angles above about 1.5e-8 sqrt(n + 8).
 
 Proof: with unit gradients r and f, d = r - f and g_R.d = ||g_R|| (r.r - r.f). The sign is Cauchy and Schwarz's inequality,
-here decided in rational arithmetic.
+here decided in rational arithmetic. The ends of the interval are b x / (a + b x) and b / (b + a x) with a = ||g_R||, b =
+||g_F||, x = max(cos phi, 0): both tend to c_t = b / (a + b), the first from below and the second from above, as x tends to 1.
 
 False variant: the slopes are larger than the formula by a thousandth.
 """
@@ -48,8 +51,9 @@ def problems() -> st.SearchStrategy[Problem]:
 
 
 def measure(problem: Problem) -> Measurement:
-    """Signs of the exact slopes, the library's slopes against them, the cosine, and the region of GDiff."""
-    return worst(*_signs(problem.gradients), *_slopes(problem.gradients), _cosine(problem.gradients), _region(problem))
+    """Signs of the exact slopes, the library's slopes against them, the cosine, the region of GDiff and NGDiff's place in it."""
+    pair = problem.gradients
+    return worst(*_signs(pair), *_slopes(pair), _cosine(pair), _region(problem), *_weight(pair))
 
 
 def false_variant(problem: Problem) -> Measurement:
@@ -97,8 +101,24 @@ def _region(problem: Problem) -> Measurement:
     c_r, c_f = gdiff(problem.c)
     slopes = c_r * exact.rr - c_f * exact.rf >= 0, c_r * exact.rf - c_f * exact.ff <= 0
     region = c * exact.rr >= (1 - c) * exact.rf, (1 - c) * exact.ff >= c * exact.rf
-    fails = failing_pair(problem.c)
-    return count((slopes != region) + all(gdiff_cone(fails, problem.c)), f"GDiff-{problem.c} outside its region")
+    low, high = interval(exact)
+    wrong = (slopes != region) + ((low <= c <= high) != all(region)) + all(gdiff_cone(failing_pair(problem.c), problem.c))
+    return count(wrong, f"GDiff-{problem.c} outside its region")
+
+
+def interval(exact: ExactPair) -> tuple[fmpq, fmpq]:
+    """The weights c for which GDiff-c neither raises the retain loss nor lowers the forget loss, to first order."""
+    p = max(exact.rf, fmpq(0))
+    return p / (exact.rr + p), exact.ff / (exact.ff + p)
+
+
+def _weight(pair: GradientPair) -> list[Measurement]:
+    """NGDiff's own weight, as the library computes it, against both ends of the interval."""
+    exact, combined = ExactPair(*pair.tensors), library.combine("ngdiff", *pair.tensors)
+    c, (low, high) = rational(float(combined.coefficients.weight)), interval(exact)
+    # c_t from two inverse norms, each off by (n/2 + 2) u, and two operations.
+    error = (len(pair.retain) + 8) * U
+    return [Measurement(low - c, error, "lower end - c_t"), Measurement(c - high, error, "c_t - upper end")]
 
 
 def gdiff(c: float) -> tuple[fmpq, fmpq]:
@@ -130,6 +150,9 @@ def identities() -> list[Identity]:
         Identity("g_R.d = ||g_R|| (1 - cos phi)", rr / a - rf / b - a * (1 - x)),
         Identity("g_F.d = -||g_F|| (1 - cos phi)", rf / a - ff / b + b * (1 - x)),
         Identity("||d||^2 = 2 (1 - cos phi)", rr / a**2 - 2 * rf / (a * b) + ff / b**2 - 2 * (1 - x)),
+        # For 0 <= cos phi <= 1 both are products of factors >= 0, and 0 only at cos phi = 1.
+        Identity("c_t - lower end", b / (a + b) - rf / (rr + rf) - a * b * (1 - x) / ((a + b) * (a + b * x))),
+        Identity("upper end - c_t", ff / (ff + rf) - b / (a + b) - a * b * (1 - x) / ((a + b) * (b + a * x))),
     ]
     for n in (2, 3, 5):
         u, v = sympy.symbols(f"u:{n}"), sympy.symbols(f"v:{n}")

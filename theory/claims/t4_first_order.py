@@ -35,11 +35,11 @@ def problems() -> st.SearchStrategy[TwoTasks]:
     return two_tasks()
 
 
-def measure(tasks: TwoTasks) -> Measurement:
+def measure(tasks: TwoTasks) -> Measurement | None:
     """Signs and sizes of both changes on a ladder of eta, and the order of what the first-order term leaves."""
     lines = distinct_lines(tasks)
     if lines is None:
-        return sign(0.0, "gradients of the same way")
+        return None
     parts = []
     for name, line, direction in zip(("retain", "forget"), lines, (1, -1), strict=True):
         slope, bound = line.slope * direction, line.bound(2)
@@ -55,11 +55,11 @@ def measure(tasks: TwoTasks) -> Measurement:
     return worst(*parts)
 
 
-def false_variant(tasks: TwoTasks) -> Measurement:
+def false_variant(tasks: TwoTasks) -> Measurement | None:
     """The retain loss falls at 1.05 times the limit."""
     lines = distinct_lines(tasks)
     if lines is None or not lines[0].bound(2) > 0:
-        return sign(0.0, "no limit")
+        return None
     return sign(lines[0].change(2.1 * lines[0].slope / lines[0].bound(2)), "change of the retain loss")
 
 

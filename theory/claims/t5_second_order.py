@@ -40,22 +40,22 @@ def problems() -> st.SearchStrategy[TwoTasks]:
     return st.one_of(two_tasks(), two_tasks(kinds=("quadratic",)), opposing_quadratics())
 
 
-def measure(tasks: TwoTasks) -> Measurement:
+def measure(tasks: TwoTasks) -> Measurement | None:
     """The limit at quadratics, from below and above; the remainder and its order elsewhere."""
     lines = distinct_lines(tasks)
     if lines is None:
-        return sign(0.0, "gradients of the same way")
+        return None
     parts = [part for line in lines for part in _remainder(line)]
     if is_quadratic(tasks.retain) and is_quadratic(tasks.forget):
         parts += _limit(*lines)
     return worst(*parts)
 
 
-def false_variant(tasks: TwoTasks) -> Measurement:
+def false_variant(tasks: TwoTasks) -> Measurement | None:
     """The retain loss falls at 1.001 times the limit."""
     lines = distinct_lines(tasks)
     if lines is None or not is_quadratic(tasks.retain) or not lines[0].curvature > 0:
-        return sign(0.0, "no limit")
+        return None
     return sign(lines[0].change(limit(lines[0]) * 1.001), "change of the retain loss")
 
 
