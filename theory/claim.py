@@ -288,11 +288,9 @@ def first_failure(claim: Claim, examples: int) -> str | None:
 
 def describe(measurement: Measurement) -> str:
     """One line: what, measured, bound."""
-    return f"{measurement.what}: {_short(measurement.measured)} against {_short(measurement.bound)}"
-
-
-def _short(x: Number) -> str:
-    return f"{largest(x):.4g}"
+    measured, bound = largest(measurement.measured), largest(measurement.bound)
+    digits = 4 if f"{measured:.4g}" != f"{bound:.4g}" else 10
+    return f"{measurement.what}: {measured:.{digits}g} against {bound:.{digits}g}"
 
 
 def _at_most(a: Number, b: Number) -> bool:

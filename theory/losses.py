@@ -100,7 +100,11 @@ class Loss:
         )
 
     def __neg__(self) -> "Loss":
-        return Loss(self.profiles, tuple(-w for w in self.weights), self.directions, self.offsets)
+        return self.times(-1.0)
+
+    def times(self, factor: float) -> "Loss":
+        """The loss multiplied by a number."""
+        return Loss(self.profiles, tuple(factor * w for w in self.weights), self.directions, self.offsets)
 
     @cached_property
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -240,9 +244,12 @@ class TwoTasks:
 
 
 def curvature_bounds(loss: Loss) -> tuple[float, float]:
-    """The smallest and largest curvature of a quadratic loss: its weights, since its directions are orthonormal.
+    """The smallest and largest curvature of a quadratic plus convex ridges, or of the negative of that.
 
+    The quadratic's are its weights, since its directions are orthonormal; a ridge adds w |a|^2 max phi'' at most and 0 at least.
     The directions are rounded, to about 10 u each, which moves eigenvalues by 20 u relatively (Ostrowski); 1e-12 covers that.
     """
-    sizes = [abs(w) for w in loss.weights]
-    return min(sizes) * (1 - 1e-12), max(sizes) * (1 + 1e-12)
+    terms = list(zip(loss.profiles, loss.weights, loss.directions, strict=True))
+    sizes = [abs(w) for name, w, _ in terms if name == "square"]
+    ridges = sum(abs(w) * sum(x * x for x in a) * float(PROFILES[name].bounds[0]) for name, w, a in terms if name != "square")
+    return min(sizes) * (1 - 1e-12), (max(sizes) + ridges) * (1 + 1e-12)

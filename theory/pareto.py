@@ -39,32 +39,56 @@ def quadratic_gain(tasks: TwoTasks, theta: Tensor) -> tuple[float, float]:
 
 
 def minimiser(loss: Loss) -> Array:
-    """Where a quadratic loss, or the negative of one, has its only stationary point."""
+    """Where a strongly convex loss, or the negative of one, has its only stationary point."""
+    if set(loss.profiles) != {"square"}:
+        return _newton(loss if loss.weights[-1] > 0 else -loss)
     found: Array = np.linalg.solve(np.array(loss.directions), np.array(loss.offsets))
     return found
 
 
-def quadratic_distance(tasks: TwoTasks, theta: Tensor, guess: float = 0.5) -> float:
-    """Distance from theta to the Pareto set of two quadratics, {(c H_R + (1 - c) H_F)^-1 (c H_R a + (1 - c) H_F b)}.
+def distance_to_pareto_set(tasks: TwoTasks, theta: Tensor, guess: float = 0.5) -> float:
+    """Distance from theta to the minimisers of c L_R - (1 - c) L_F, 0 <= c <= 1: the Pareto set if L_R, -L_F are convex.
 
-    The minimum over a grid of c and a guess, refined; never below the true distance, but for rounding.
+    In closed form for quadratics and by Newton's method otherwise. The minimum over a grid of c and a guess, refined; never below
+    the true distance, but for rounding.
     """
-    h_r, a = quadratic_form(tasks.retain)
-    h_f, b = quadratic_form(-tasks.forget)
-    x = theta.numpy()
+    x, quadratics = theta.numpy(), set(tasks.retain.profiles + tasks.forget.profiles) == {"square"}
+    ends = minimiser(tasks.retain), minimiser(tasks.forget)
+    if quadratics:
+        (h_r, a), (h_f, b) = quadratic_form(tasks.retain), quadratic_form(-tasks.forget)
+
+    def optimum(c: float, rest: float) -> Array:
+        if not quadratics:
+            return _newton(tasks.retain.times(c) + (-tasks.forget).times(rest), ends[0] if c > rest else ends[1])
+        found: Array = np.linalg.solve(c * h_r + rest * h_f, c * h_r @ a + rest * h_f @ b)
+        return found
 
     def distance(s: float) -> float:
         # The set is densest in c near the ends if H_R and H_F differ much, so c = 1 / (1 + e^-s) runs from 1e-17 to 1 - 1e-17.
-        c, rest = 1 / (1 + np.exp(-s)), 1 / (1 + np.exp(s))
-        return float(np.linalg.norm(x - np.linalg.solve(c * h_r + rest * h_f, c * h_r @ a + rest * h_f @ b)))
+        return float(np.linalg.norm(x - optimum(1 / (1 + np.exp(-s)), 1 / (1 + np.exp(s)))))
 
     logit = np.log(max(guess, 1e-17) / max(1 - guess, 1e-17))
-    grid = np.sort(np.append(np.linspace(-40, 40, 65), logit))
+    # Logistic losses here have conditions of a hundred at most, and their set no ends to resolve.
+    grid = np.sort(np.append(np.linspace(-40, 40, 65) if quadratics else np.linspace(-8, 8, 9), logit))
     i = int(np.argmin([distance(s) for s in grid]))
     refined = minimize_scalar(
         distance, bounds=(grid[max(i - 1, 0)], grid[min(i + 1, len(grid) - 1)]), method="bounded", options={"xatol": 1e-10}
     )
-    return min(float(refined.fun), distance(grid[i]), float(np.linalg.norm(x - a)), float(np.linalg.norm(x - b)))
+    return min(float(refined.fun), distance(grid[i]), *(float(np.linalg.norm(x - end)) for end in ends))
+
+
+def _newton(loss: Loss, start: Array | None = None) -> Array:
+    """The minimiser of a strongly convex loss, by steps that are halved until the loss falls."""
+    x = torch.zeros(len(loss.directions[0]), dtype=torch.float64) if start is None else torch.from_numpy(start)
+    for _ in range(100):
+        value, step = float(loss(x)), torch.linalg.solve(loss.hessian(x), loss.gradient(x))
+        near = 1e-8 * (1 + float(x.norm()))
+        if step.norm() <= near:  # the next step would be of the order of its square
+            return (x - step).numpy()
+        while not float(loss(x - step)) < value and step.norm() > near:
+            step = step / 2
+        x = x - step
+    raise RuntimeError(f"no minimiser within 100 Newton steps, last of length {float(step.norm()):.1e}: {loss}")
 
 
 def convex_gain(tasks: TwoTasks, theta: Tensor, price: float) -> float:

@@ -65,11 +65,15 @@ def gradient_pairs(
 
 @st.composite
 def quadratics(
-    draw: st.DrawFn, n: int, conditions: Sequence[float] = CONDITIONS, centre: Sequence[float] | None = None
+    draw: st.DrawFn,
+    n: int,
+    conditions: Sequence[float] = CONDITIONS,
+    centre: Sequence[float] | None = None,
+    smallest: Sequence[float] = (1.0,),
 ) -> Loss:
-    """Strongly convex, smallest curvature 1, largest one of `conditions` (with n = 1: that one)."""
-    condition = draw(st.sampled_from(conditions))
-    spectrum = [condition ** (i / (n - 1)) for i in range(n)] if n > 1 else [float(condition)]
+    """Strongly convex, smallest curvature one of `smallest`, largest one of `conditions` times that (with n = 1: that one)."""
+    condition, low = draw(st.sampled_from(conditions)), draw(st.sampled_from(smallest))
+    spectrum = [low * condition ** (i / (n - 1)) for i in range(n)] if n > 1 else [low * condition]
     return quadratic(spectrum, draw(vectors(n, nonzero=False)), draw(vectors(n, nonzero=False)) if centre is None else centre)
 
 
@@ -114,22 +118,31 @@ def two_tasks(
 
 @st.composite
 def opposing_quadratics(
-    draw: st.DrawFn, dimensions: Sequence[int] = DIMENSIONS, conditions: Sequence[float] = CONDITIONS
+    draw: st.DrawFn,
+    dimensions: Sequence[int] = DIMENSIONS,
+    conditions: Sequence[float] = CONDITIONS,
+    smallest: Sequence[float] = (1.0,),
 ) -> TwoTasks:
-    """L_R and -L_F strongly convex quadratics, with different minimisers."""
+    """L_R and -L_F strongly convex quadratics, with different minimisers; smallest curvatures from `smallest`."""
     n = draw(st.sampled_from(dimensions))
-    retain, forget = (draw(quadratics(n, conditions, centre)) for centre in draw(two_centres(n)))
+    retain, forget = (draw(quadratics(n, conditions, centre, smallest)) for centre in draw(two_centres(n)))
     return TwoTasks(retain, -forget, tuple(draw(vectors(n, nonzero=False))))
 
 
 @st.composite
-def opposing_ridges(draw: st.DrawFn, profile: str, dimensions: Sequence[int] = (1, 2, 3)) -> TwoTasks:
-    """L_R and -L_F: terms of one profile plus half the squared distance to a point of their own."""
+def opposing_ridges(
+    draw: st.DrawFn, profile: str, dimensions: Sequence[int] = (1, 2, 3), smallest: Sequence[float] = (1.0,)
+) -> TwoTasks:
+    """L_R and -L_F: terms of one profile plus one of `smallest` times half the squared distance to a point of their own."""
     n = draw(st.sampled_from(dimensions))
-    retain, forget = (draw(ridges(n, profile)) + draw(quadratics(n, (1,), centre)) for centre in draw(two_centres(n)))
+    retain, forget = (
+        draw(ridges(n, profile)) + draw(quadratics(n, (1.0,), centre, smallest)) for centre in draw(two_centres(n))
+    )
     return TwoTasks(retain, -forget, tuple(draw(vectors(n, nonzero=False))))
 
 
-def opposing_logistics(dimensions: Sequence[int] = (1, 2, 3)) -> st.SearchStrategy[TwoTasks]:
-    """L_R and -L_F logistic and of curvature 1 at least."""
-    return opposing_ridges("softplus", dimensions)
+def opposing_logistics(
+    dimensions: Sequence[int] = (1, 2, 3), smallest: Sequence[float] = (1.0,)
+) -> st.SearchStrategy[TwoTasks]:
+    """L_R and -L_F logistic, of smallest curvature from `smallest`."""
+    return opposing_ridges("softplus", dimensions, smallest)

@@ -98,7 +98,7 @@ def test_gain_is_zero_on_the_pareto_set_alone():
     on, off = torch.tensor([[0.5, 0.0], [0.5, 0.3]], dtype=torch.float64)
     assert pareto.quadratic_gain(tasks, on)[0] == pytest.approx(0, abs=1e-12)
     assert pareto.quadratic_gain(tasks, off)[0] > 0.01
-    assert pareto.quadratic_distance(tasks, off) == pytest.approx(0.3, abs=1e-6)
+    assert pareto.distance_to_pareto_set(tasks, off) == pytest.approx(0.3, abs=1e-6)
 
 
 @given(st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4)), min_size=1, max_size=6))

@@ -3,9 +3,9 @@
 In short: d does not change when a loss is multiplied by a positive constant
 
 Statement: d does not change when either loss is multiplied by a positive constant; not by one bit if the constant is a power
-of two and nothing leaves the range of float64.
+of two and no square of a gradient leaves the range of float64.
 
-Hypotheses: positive constants; the rule is NGDiff.
+Hypotheses: positive constants; the rule is NGDiff; squares of the gradients stay in the range of float64.
 
 Source: ours. It is why token sums and token means, loss scaling and unequal set sizes make no difference.
 
@@ -91,7 +91,7 @@ def identities() -> list[Identity]:
 
 
 def counterexamples() -> list[Counterexample]:
-    """A negative constant; GDiff."""
+    """A negative constant; GDiff; a gradient whose square underflows."""
     pair = GradientPair((1.0, 2.0), (-2.0, 1.0))
     retain, forget = pair.tensors
     moved = float((direction(-retain, forget) - direction(retain, forget)).norm())
@@ -102,4 +102,7 @@ def counterexamples() -> list[Counterexample]:
     )
     text = "GDiff-0.5, same gradients, retain loss times 8"
     moved = float((before - after).norm())
-    return [*found, Counterexample("the rule is NGDiff", text, Measurement(moved, 1e-12, "distance that d / ||d|| moved"))]
+    found.append(Counterexample("the rule is NGDiff", text, Measurement(moved, 1e-12, "distance that d / ||d|| moved")))
+    changed = changed_bits(direction(retain * 2.0**-540, forget), direction(retain, forget))
+    text = "retain loss times 2^-540: g_R.g_R is 5 * 2^-1080, which float64 takes for 0 (float32 gradients never get there)"
+    return [*found, Counterexample("squares stay in range", text, count(changed, "elements of d changed"))]

@@ -10,12 +10,14 @@ Pareto set itself, with min ||d_t||^2 = O(1/T); with rates that tend to 0 and su
 return to a neighbourhood of radius 2 L eta / mu. (iv) Along the flow, as soon as ||d|| < 2 mu / L, it shrinks exponentially:
 -d/dt log ||d|| >= (1/||g_R|| + 1/||g_F||) (mu - L ||d|| / 2).
 
-Hypotheses: strong convexity; smoothness, for (iv) two derivatives; different minimisers.
+Hypotheses: strong convexity; smoothness, for (iv) two derivatives; different minimisers; eta < mu D / (2 L), or rates that
+tend to 0 with sum eta = inf.
 
 Source: ours, with proof.
 
 Tight: (ii) is an equality where both Hessians are L times the identity; (i) is one there for the distance to the minimiser of
-LSP(.; c_t), which is not the nearest Pareto point.
+LSP(.; c_t), which is not the nearest Pareto point. The threshold mu D / (2 L) cannot be raised: in one dimension with mu = L a
+run above it may jump to and fro across the Pareto set for ever, eta - D / 2 from it, which is half of (iii) for large eta.
 
 Proof: (i) m d is the gradient of LSP(.; c_t), which is mu-strongly convex with a Pareto optimal minimiser. (ii) By smoothness
 and T3, which gives g_R.d = ||g_R|| ||d||^2 / 2, f falls by eta ||g_R|| ||d||^2 / 2 - L eta^2 ||d||^2 / 2 at least, and g
@@ -42,7 +44,10 @@ from theory.claim import Counterexample, Identity, Measurement, worst
 from theory.exact import U
 from theory.losses import Line, TwoTasks, curvature_bounds, quadratic
 from theory.pareto import Array
-from theory.strategies import opposing_quadratics
+from theory.strategies import opposing_logistics, opposing_quadratics
+
+
+SMALLEST = (1.0, 0.1, 30.0)  # curvatures, of either task
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Constants:
-    """mu, L and D of a pair of quadratics."""
+    """mu, L and D of a pair of strongly convex losses."""
 
     mu: float
     smooth: float
@@ -65,7 +70,7 @@ class Constants:
 
     @classmethod
     def of(cls, tasks: TwoTasks) -> "Constants":
-        """From the spectra and the minimisers."""
+        """From bounds of the curvature and the minimisers."""
         low, high = zip(*(curvature_bounds(loss) for loss in (tasks.retain, tasks.forget)), strict=True)
         first, second = (pareto.minimiser(loss) for loss in (tasks.retain, tasks.forget))
         return cls(min(low), max(high), float(np.linalg.norm(first - second)))
@@ -77,9 +82,13 @@ class Constants:
 
 
 def problems() -> st.SearchStrategy[Problem]:
-    """Quadratics of condition up to 1e8 in 1 to 50 dimensions; rates from far below to far above the threshold."""
+    """Quadratics of condition up to 1e8 in 1 to 50 dimensions, and logistic losses; rates far below to far above the threshold.
+
+    The smallest curvature is 1/10, 1 or 30 for either task.
+    """
     rate, power = st.sampled_from((0.5, 0.01, 0.95, 4.0, 50.0)), st.sampled_from((0.0, 0.75))
-    return st.builds(Problem, opposing_quadratics(), rate, power, st.integers(1, 12))
+    tasks = st.one_of(opposing_quadratics(smallest=SMALLEST), opposing_logistics(smallest=SMALLEST))
+    return st.builds(Problem, tasks, rate, power, st.integers(1, 12))
 
 
 def measure(problem: Problem) -> Measurement:
@@ -124,12 +133,12 @@ def _telescope(tasks: TwoTasks, constants: Constants, steps: list[library.Step],
     # G, ||d|| and theta + eta d are rounded: each step's share of the sum by a few n u, its place by u |theta|.
     n = len(steps[0].d)
     rounding = sum(
-        _step_error(tasks, s) + 4 * (n + 8) * U * s.rate * (total_slope(s) + constants.smooth * s.rate) * 4 for s in steps[:-1]
+        _step_error(tasks, constants, s) + 4 * (n + 8) * U * s.rate * (total_slope(s) + constants.smooth * s.rate) * 4 for s in steps[:-1]
     )
     return Measurement(total, fall + rounding, "sum eta (G/2 - L eta) ||d||^2 against the fall of h")
 
 
-def _step_error(tasks: TwoTasks, step: library.Step) -> float:
+def _step_error(tasks: TwoTasks, constants: Constants, step: library.Step) -> float:
     """How much h can change because a step is not exactly -eta d of the true gradients."""
     error = library.direction_error(len(step.d))
     for loss, gradient in ((tasks.retain, step.retain), (tasks.forget, step.forget)):
@@ -137,9 +146,7 @@ def _step_error(tasks: TwoTasks, step: library.Step) -> float:
         # A gradient that drowns in its own rounding may point anywhere: its unit vector is off by 2 at most.
         error += min(2.0, 2 * loss.gradient_error(step.theta) / size) if size else 2.0
     moved = step.rate * error + U * float(step.theta.norm() + 2 * step.rate)
-    return moved * (
-        total_slope(step) + 4 * step.rate * max(map(max, (tasks.retain.weights, [-w for w in tasks.forget.weights])))
-    )
+    return moved * (total_slope(step) + 4 * step.rate * constants.smooth)
 
 
 def _distance(tasks: TwoTasks, constants: Constants, step: library.Step) -> Measurement:
@@ -162,7 +169,7 @@ def _distance(tasks: TwoTasks, constants: Constants, step: library.Step) -> Meas
     )
     weight = b / (a + b) if a + b else 0.5
     return Measurement(
-        pareto.quadratic_distance(tasks, step.theta, weight),
+        pareto.distance_to_pareto_set(tasks, step.theta, weight),
         (residual + 2 * rounding) / constants.mu + float(solved),
         "distance against m ||d|| / mu",
     )
@@ -195,8 +202,21 @@ def identities() -> list[Identity]:
 
 
 def counterexamples() -> list[Counterexample]:
-    """Equal minimisers, a rate that falls too fast, no strong convexity, no smoothness."""
-    return [_same_minimiser(), _summable(), _flat(), _kinked()]
+    """Equal minimisers, a rate above the threshold, one that falls too fast, no strong convexity, no smoothness."""
+    return [_same_minimiser(), _above(), _summable(), _flat(), _kinked()]
+
+
+def cycle(eta: float, steps: int) -> float:
+    """The smallest distance from the Pareto set [0, 1] of a run on x^2/2 and -(x - 1)^2/2, mu = L = D = 1, from 1/2 - eta."""
+    tasks = TwoTasks(quadratic([1.0], [0.0], [0.0]), -quadratic([1.0], [0.0], [1.0]), (0.5 - eta,))
+    run = library.descend((tasks.retain, tasks.forget), tasks.theta, [eta] * steps)
+    return min(max(-float(step.theta), float(step.theta) - 1, 0.0) for step in run)
+
+
+def _above() -> Counterexample:
+    distance = cycle(0.505, 200)
+    text = "L_R = x^2/2, L_F = -(x-1)^2/2, eta = 1.01 mu D / (2 L) from -0.005: 200 steps to 1.005 and back"
+    return Counterexample("eta < mu D / (2 L)", text, Measurement(distance, 1e-3, "distance to the Pareto set"))
 
 
 def _same_minimiser() -> Counterexample:
@@ -212,7 +232,7 @@ def _same_minimiser() -> Counterexample:
 def _summable() -> Counterexample:
     tasks = sample_problem()
     *_, end = library.descend((tasks.retain, tasks.forget), tasks.theta, [0.1 / 2**t for t in range(50)])
-    distance = pareto.quadratic_distance(tasks, end.theta)
+    distance = pareto.distance_to_pareto_set(tasks, end.theta)
     text = "rates 0.1, 0.05, 0.025, ...: the run stops short of the Pareto set"
     return Counterexample("sum eta = inf", text, Measurement(distance, 1e-3, "distance to the Pareto set"))
 
@@ -254,7 +274,7 @@ def _constant_rate(tasks: TwoTasks) -> Measurement:
     falling = np.flatnonzero((lengths < 1e-2) & (lengths > 1e-10))
     fitted = -np.polyfit(falling, np.log(lengths[falling]), 1)[0]
     end = steps[-1]
-    distance = pareto.quadratic_distance(tasks, end.theta)
+    distance = pareto.distance_to_pareto_set(tasks, end.theta)
     return Measurement(distance, 1e-8, f"constant eta: ||d|| falls by exp(-{fitted:.2f}) a step; distance at the end")
 
 
@@ -269,12 +289,13 @@ def _falling_rate(tasks: TwoTasks) -> Measurement:
 def _neighbourhoods(tasks: TwoTasks) -> list[Measurement]:
     """Where a constant rate above the threshold ends up, in units of the rate."""
     constants, found = Constants.of(tasks), []
-    for factor in (32, 8, 2):
+    for factor in (8, 2):
         rate = factor * constants.threshold
         steps = list(library.descend((tasks.retain, tasks.forget), tasks.theta, [rate] * 300))
-        nearest = min(pareto.quadratic_distance(tasks, s.theta) for s in steps[-50:])
+        nearest = min(pareto.distance_to_pareto_set(tasks, s.theta) for s in steps[-50:])
         bound = 2 * constants.smooth * rate / constants.mu
         found.append(Measurement(nearest, bound, f"constant eta = {rate:.2g}: nearest of the last 50 steps"))
+    found.append(Measurement(cycle(10.0, 200), 2 * 10.0, "constant eta = 10 across [0, 1]: nearest of 200 steps"))
     return found
 
 
