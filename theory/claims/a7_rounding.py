@@ -183,7 +183,7 @@ def _drift(precision: str, steps: int = 100) -> tuple[float, float]:
 
 
 def counterexamples() -> list[Counterexample]:
-    """Losses that carry more than one rounding; bfloat16 weights without master weights or random rounding."""
+    """Losses with more than one rounding, negative ones, a probe far beyond eta*; bfloat16 weights rounded to nearest."""
     problem = Problem(1.3, 0.1, 0.0, 1.0, torch.float32)
     minus, zero, plus = (rounded(rounded(x, torch.bfloat16), torch.float32) for x in problem.exact)
     fit = fit_parabola(minus, zero, plus, problem.h, ROUNDOFF[torch.float32])
@@ -201,6 +201,9 @@ def counterexamples() -> list[Counterexample]:
         reference.step_(theta, gradient, gradient, coefficients, true, {}, hyper, 2.0**-8 / 100)
     drift = float((1 - theta.double()).mean())
     text = "100 updates of 2^-8 / 100 to bfloat16 weights of 1, rounded to nearest: none moves"
+    error, predicted = typical_error(torch.float32, h=32.0)
+    factor = "float32, slope 1/2, curvature 1, h = 32 = 64 eta*: the slope's own rounding is the larger error; factor of the typical"
+    found.append(Counterexample("h of the order of eta*", factor, Measurement(error / predicted, FACTOR, "error / predicted")))
     return [
         *found,
         Counterexample("master weights or stochastic rounding", text, Measurement(2.0**-8 * 0.9, drift, "0.9 of the drift")),
