@@ -1,6 +1,5 @@
 """The command line: `python -m experiments`."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,10 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from experiments import command_line
 from experiments.errors import UserError
-
-# typer exports only this subclass of the error that every wrong option raises.
-UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Unlearning experiments.")
 
@@ -101,23 +98,8 @@ def summary(
 
 
 def main() -> None:
-    """Run the command line. What the user can mend is one line on stderr and exit status 2."""
-    try:
-        status: Any = app(standalone_mode=False)
-    except UserError as error:
-        status = _complain(str(error))
-    except UsageError as error:
-        status = _complain(error.format_message())  # type: ignore[attr-defined]
-    except (KeyboardInterrupt, typer.Abort):
-        print("\ninterrupted: the same command continues at the first unfinished stage", file=sys.stderr)
-        status = 130
-    sys.exit(status)
-
-
-def _complain(message: str) -> int:
-    # One line whatever the message quotes: a path or a value may hold line ends or terminal escapes.
-    print("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in message), file=sys.stderr)
-    return 2
+    """Run the command line."""
+    command_line.run(app, "interrupted: the same command continues at the first unfinished stage")
 
 
 def _split(text: str, convert: Callable[[str], Any] = str) -> tuple[Any, ...]:

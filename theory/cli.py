@@ -9,11 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from experiments import command_line
 from theory import examination
 
 REPORT = Path(__file__).parent / "report"
-# typer exports only this subclass of the error that every wrong option raises.
-UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -97,13 +96,5 @@ def _make(folder: Path) -> None:
 
 
 def main() -> None:
-    """Run the command line. What the user can mend is one line on stderr and exit status 2; a claim that fails is 1."""
-    try:
-        status: Any = app(standalone_mode=False)
-    except UsageError as error:
-        print(f"error: {error.format_message()}", file=sys.stderr)  # type: ignore[attr-defined]
-        status = 2
-    except (KeyboardInterrupt, typer.Abort):
-        print("\ninterrupted", file=sys.stderr)
-        status = 130
-    sys.exit(status)
+    """Run the command line. A claim that fails is exit status 1."""
+    command_line.run(app)

@@ -52,7 +52,8 @@ def model(size: str) -> dict[str, Any]:
     runs = [
         {
             "what": f"step {p.step}: L_R {p.retain_loss:.3g}, L_F {p.forget_loss:.3g}, cosine {p.cosine:.2f}, "
-            f"eta* {p.eta:.2g}, L_R back at {p.crossing:.2f} of T5's limit",
+            f"eta* {p.eta:.2g}, L_R back at {p.crossing:.2f} of T5's limit, "
+            f"float32 second differences off by {p.noise:.0f} u L_0",
             "holds": all(check.holds for check in p.checks),
         }
         for p in places
@@ -63,6 +64,7 @@ def model(size: str) -> dict[str, Any]:
         "text": TEXT,
         "symbolic": {},
         "examples": len(checks),
+        "silent": 0,
         "worst_ratio": tightest.ratio,
         "worst": tightest.what,
         "variant_refuted_by": None,

@@ -16,6 +16,7 @@ from theory.claims import a5_convergence as a5
 from theory.claims import a6_no_convergence as a6
 from theory.claims import a7_rounding as a7
 from theory.claims import t1_static_scalarization as t1
+from theory.claims import t2_dynamic_scalarization as t2
 from theory.claims.t4_first_order import distinct_lines
 from theory.claims.t5_second_order import parabola
 from theory.losses import Line, TwoTasks, quadratic, ridge
@@ -48,8 +49,8 @@ def draw_all(folder: Path) -> list[str]:
 
 
 def cone() -> Figure:
-    """T3: directions of all rules for gradients 50 degrees apart, one 20 times as long, and the cone that helps both tasks."""
-    r, f = torch.tensor([1.0, 0.0], dtype=torch.float64), 20 * torch.tensor([0.643, 0.766], dtype=torch.float64)
+    """T3: directions of all rules for gradients 50 degrees apart, one 8 times as long, and the cone that helps both tasks."""
+    r, f = torch.tensor([1.0, 0.0], dtype=torch.float64), 8 * torch.tensor([0.643, 0.766], dtype=torch.float64)
     figure, (axes,) = _canvas(5.2, 4.2)
     # g_R.v >= 0 >= g_F.v: between the normals of both gradients.
     low, high = -90.0, math.degrees(math.atan2(float(f[1]), float(f[0]))) - 90
@@ -58,14 +59,14 @@ def cone() -> Figure:
     for name, g in (("$g_R/||g_R||$", r), ("$g_F/||g_F||$", f)):
         x, y = _arrow(axes, g / g.norm(), "black")
         axes.annotate(name, (x, y), (6, 6), textcoords="offset points")
-    for rule, colour in RULES.items():
+    for i, (rule, colour) in enumerate(RULES.items()):
         d = library.combine(rule, r, f).d
-        _arrow(axes, 0.9 * d / d.norm(), colour)
+        _arrow(axes, (0.95 - 0.1 * i) * d / d.norm(), colour)  # of lengths that tell arrows apart where directions do not
         axes.plot([], [], color=colour, label=NAMES[rule])
     axes.set(
         xlim=(-1.25, 1.5), ylim=(-1.2, 1.1), xlabel="first coordinate of $v$", ylabel="second coordinate of $v$", aspect="equal"
     )
-    axes.set_title("T3: directions $d/||d||$ (at 0.9), $||g_F|| = 20 ||g_R||$, angle 50°", loc="left", fontsize=9)
+    axes.set_title("T3: directions of $d$, $||g_F|| = 8 ||g_R||$, angle 50° (lengths mean nothing)", loc="left", fontsize=9)
     axes.legend(loc="upper left", fontsize=8)
     return figure
 
@@ -95,7 +96,7 @@ def trajectories() -> Figure:
 
 
 def unreachable() -> Figure:
-    """T1: the front of a pair with a concave part, and which of its points minimise a static scalarization."""
+    """T1: which points of a concave front minimise a static scalarization. T2: where flows from seven starts beside it end."""
     front = t1.concave_front(81)
     hidden = set(t1.unreachable(list(t1.in_millionths(front))))
     figure, (axes,) = _canvas(5.2, 3.8)
@@ -103,10 +104,14 @@ def unreachable() -> Figure:
         (hidden, RED, "minimises no $c L_R - (1 - c) L_F$"),
         (set(range(81)) - hidden, BLUE, "minimises one"),
     ):
-        axes.plot(*zip(*(front[i] for i in sorted(members)), strict=True), "o", ms=4, color=colour, label=name)
+        axes.plot(*zip(*(front[i] for i in sorted(members)), strict=True), "o", ms=3, color=colour, label=name)
+    retain, forget = t1.bells(*t2.CENTRES)
+    for rule, marker in (("ngdiff", "D"), ("gdiff-0.5", "s")):
+        ends = [(float(retain(x)), float(forget(x))) for x in t2.across_the_front(rule)]
+        axes.plot(*zip(*ends, strict=True), marker, ms=8, mfc="none", color="black", label=f"7 ends of {NAMES[rule]}")
     axes.set(xlabel="retain loss (less is better)", ylabel="forget loss (more is better)")
-    axes.set_title("T1: Pareto optimal points of a concave front", loc="left", fontsize=9)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.set_title("T1 and T2: Pareto optimal points of a concave front", loc="left", fontsize=9)
+    axes.legend(loc="upper left", fontsize=8)
     return figure
 
 

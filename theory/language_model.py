@@ -5,6 +5,7 @@ does. At some steps the run stops for a measurement: both losses along d, with g
 autograd, in float64.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -55,6 +56,8 @@ class Place:
         slopes, curvatures: g.d and d'Hd, of retain and forget loss.
         eta: g_R.d / (d'H_R d); NaN where d'H_R d <= 0.
         crossing: the eta at which the retain loss is back at its value, over T5's limit 2 eta; NaN likewise.
+        noise: root mean square error of the retain loss's second difference where the model computes in float32, over u L_0;
+            A7 allows 4 if each loss were rounded once.
         checks: the claims.
     """
 
@@ -66,6 +69,7 @@ class Place:
     curvatures: tuple[float, float]
     eta: float
     crossing: float
+    noise: float
     checks: list[Measurement]
 
     def as_dict(self) -> dict[str, Any]:
@@ -134,19 +138,7 @@ def measure(task: Task, step: int) -> Place:
     slopes = float(g_r @ d), float(g_f @ d)
     curvatures = tuple(float(_product(loss(rows), parameters, d) @ d) for rows in (task.retain, task.forget))
 
-    def along(rows: list[Example]) -> Callable[[float], float]:
-        @torch.no_grad()
-        def value(eta: float) -> float:
-            for p, origin, part in zip(parameters, start, _split(d, parameters), strict=True):
-                p.copy_(origin - eta * part)
-            found = float(loss(rows))
-            for p, origin in zip(parameters, start, strict=True):
-                p.copy_(origin)
-            return found
-
-        return value
-
-    lines = along(task.retain), along(task.forget)
+    lines = along(task.model, start, d, task.retain, task.pad), along(task.model, start, d, task.forget, task.pad)
     cosine = float(gram.cosine)
     checks = _cone(slopes, float(g_r.norm()), float(g_f.norm()), cosine, len(d))
     for name, line, value, slope, curvature in zip(("retain", "forget"), lines, (l_r, l_f), slopes, curvatures, strict=True):
@@ -156,7 +148,34 @@ def measure(task: Task, step: int) -> Place:
     if eta > 0:
         checks.append(_fitted(lines[0], l_r, eta))
         crossing = _crossing(lines[0], l_r, eta) / (2 * eta)
-    return Place(step, l_r, l_f, cosine, slopes, (curvatures[0], curvatures[1]), eta, crossing, checks)
+    rounded = along(copy.deepcopy(task.model).float(), start, d, task.retain, task.pad)
+    noise = _noise(rounded, lines[0], abs(slopes[0] / curvatures[0])) / (2.0**-24 * l_r)
+    return Place(step, l_r, l_f, cosine, slopes, (curvatures[0], curvatures[1]), eta, crossing, noise, checks)
+
+
+def along(model: Any, start: list[Tensor], d: Tensor, rows: list[Example], pad: int) -> Callable[[float], float]:
+    """eta -> loss of the model on 16 rows at start - eta d, in the precision of its parameters, which are put back."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    @torch.no_grad()
+    def value(eta: float) -> float:
+        for p, origin, part in zip(parameters, start, _split(d, parameters), strict=True):
+            p.copy_(origin - eta * part)
+        found = float(answer_loss(model, rows[:16], pad, exact=True))
+        for p, origin in zip(parameters, start, strict=True):
+            p.copy_(origin)
+        return found
+
+    return value
+
+
+def _noise(rounded: Callable[[float], float], exact: Callable[[float], float], h: float) -> float:
+    """A7 on a model: root mean square error of the second difference at 6 places a hundredth of h apart."""
+    errors = []
+    for shift in (k * h / 100 for k in range(6)):
+        minus, zero, plus = (rounded(shift + s) - exact(shift + s) for s in (-h, 0.0, h))
+        errors.append(plus - 2 * zero + minus)
+    return math.sqrt(sum(e * e for e in errors) / len(errors))
 
 
 def _cone(slopes: tuple[float, float], r: float, f: float, cosine: float, n: int) -> list[Measurement]:

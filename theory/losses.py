@@ -246,7 +246,7 @@ class TwoTasks:
 def curvature_bounds(loss: Loss) -> tuple[float, float]:
     """The smallest and largest curvature of a quadratic plus convex ridges, or of the negative of that.
 
-    The quadratic's are its weights, since its directions are orthonormal; a ridge adds w |a|^2 max phi'' at most and 0 at least.
+    The quadratic's are its weights, since its directions are orthonormal; a ridge adds w |a|^2 max phi'' at most, 0 at least.
     The directions are rounded, to about 10 u each, which moves eigenvalues by 20 u relatively (Ostrowski); 1e-12 covers that.
     """
     terms = list(zip(loss.profiles, loss.weights, loss.directions, strict=True))

@@ -14,13 +14,15 @@ from experiments.stages import write_json, write_text
 Verdict = dict[str, Any]  # as made by `theory.claim.Verdict.as_dict`, or for the language model by `theory.examination.model`
 HEADERS = ("claim", "statement", "source", "symbolic", "examples", "worst ratio", "counterexamples", "verdict")
 PACKAGES = ("torch", "transformers", "scipy", "numpy", "sympy", "hypothesis", "python-flint")
+SILENT = "lack a hypothesis or drown in rounding"
 
 CAPTIONS = {
     "cone": "T3. Along -v both tasks improve if and only if v lies in the shaded cone. NGDiff's d always does; "
     "whether GDiff's does depends on the ratio of the norms.",
     "trajectories": "A5 and T2. The same runs among the parameters and among the losses. NGDiff ends on the Pareto set "
     "without a weight to choose; where GDiff ends depends on its weight.",
-    "unreachable": "T1. On a concave front most Pareto optimal points minimise no static scalarization.",
+    "unreachable": "T1 and T2. On a concave front most Pareto optimal points minimise no static scalarization. "
+    "NGDiff reaches them.",
     "parabola": "T6. The learning rate from three losses; T5's limit is twice as long.",
     "probe_error": "T6 and A7. The error of the fitted rate falls with the square of the probe step until rounding takes over.",
     "bounded_steps": "A3. NGDiff cannot leave faster than 2 eta a step, whatever the losses do; GA and GDiff can.",
@@ -31,7 +33,7 @@ CAPTIONS = {
 def cells(verdict: Verdict) -> tuple[str, ...]:
     """One row of the table."""
     symbolic, counterexamples = verdict["symbolic"], verdict["counterexamples"]
-    proved = f"{sum(symbolic.values())} of {len(symbolic)} steps proved" if symbolic else "not attempted: no formula"
+    proved = f"{sum(symbolic.values())} of {len(symbolic)} proved" if symbolic else "not attempted: a network has no formula"
     failing = f"{sum(c['fails'] for c in counterexamples)} of {len(counterexamples)}" if counterexamples else "none"
     ratio = "" if verdict["worst_ratio"] is None else f"{verdict['worst_ratio']:.3g}"
     source = verdict["text"]["Source"].split(" (")[0].split(". ")[0].split(", with")[0].split(":")[0].rstrip(".")
@@ -41,7 +43,7 @@ def cells(verdict: Verdict) -> tuple[str, ...]:
         verdict["text"]["In short"],
         source,
         proved,
-        str(verdict["examples"]),
+        f"{verdict['examples']}" + (f" (+ {verdict['silent']} silent)" if verdict["silent"] else ""),
         ratio,
         failing,
         verdict_text,
@@ -49,10 +51,11 @@ def cells(verdict: Verdict) -> tuple[str, ...]:
 
 
 def table(verdicts: Sequence[Verdict]) -> Table:
-    """For the terminal, also for one of 80 columns."""
+    """For the terminal, also for one of 80 columns: the claim takes what the other columns leave."""
     result = Table("claim", "symbolic", "examples", "worst\nratio", "counter-\nexamples", "verdict", show_lines=True)
-    result.columns[0].ratio = 1
     result.expand = True
+    for column, width in zip(result.columns, (None, 9, 8, 6, 8, 7), strict=True):
+        column.width, column.ratio = width, None if width else 1
     for verdict in verdicts:
         name, statement, source, symbolic, examples, ratio, counterexamples, last = cells(verdict)
         first = f"[bold]{escape(name)}[/]\n{escape(statement)}\n[dim]{escape(source)}[/]"
@@ -67,6 +70,7 @@ def details(verdict: Verdict) -> str:
     lines += [f"{key}: {value}" for key, value in verdict["text"].items()]
     lines += ["", *(f"{'proved' if ok else 'NOT PROVED'}: {name}" for name, ok in verdict["symbolic"].items())]
     lines += [f"tightest of {verdict['examples']} examples: {verdict['worst']}, ratio {verdict['worst_ratio']}"]
+    lines += [f"silent about {verdict['silent']} more, which {SILENT}"] if verdict["silent"] else []
     lines += [f"false variant refuted: {verdict['variant_refuted_by']}"] if verdict["variant_refuted_by"] else []
     lines += [f"without {c['without']!r}: {c['problem']}: {c['conclusion']}" for c in verdict["counterexamples"]]
     lines += [f"run: {run['what']}" for run in verdict["runs"]]
@@ -103,6 +107,8 @@ def _section(verdict: Verdict) -> str:
         lines += [
             f"- *Tightest of {verdict['examples']} examples*: {_escaped(verdict['worst'])}, ratio {verdict['worst_ratio']:.6g}"
         ]
+    if verdict["silent"]:
+        lines += [f"- *Silent* about {verdict['silent']} more, which {SILENT}."]
     if verdict["variant_refuted_by"]:
         lines += [f"- *False variant refuted*: {_escaped(verdict['variant_refuted_by'])}, by `{verdict['variant_problem']}`"]
     if verdict["counterexamples"]:

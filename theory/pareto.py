@@ -49,7 +49,7 @@ def minimiser(loss: Loss) -> Array:
 def distance_to_pareto_set(tasks: TwoTasks, theta: Tensor, guess: float = 0.5) -> float:
     """Distance from theta to the minimisers of c L_R - (1 - c) L_F, 0 <= c <= 1: the Pareto set if L_R, -L_F are convex.
 
-    In closed form for quadratics and by Newton's method otherwise. The minimum over a grid of c and a guess, refined; never below
+    In closed form for quadratics, by Newton's method otherwise. The minimum over a grid of c and a guess, refined; never below
     the true distance, but for rounding.
     """
     x, quadratics = theta.numpy(), set(tasks.retain.profiles + tasks.forget.profiles) == {"square"}

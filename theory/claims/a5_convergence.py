@@ -46,7 +46,6 @@ from theory.losses import Line, TwoTasks, curvature_bounds, quadratic
 from theory.pareto import Array
 from theory.strategies import opposing_logistics, opposing_quadratics
 
-
 SMALLEST = (1.0, 0.1, 30.0)  # curvatures, of either task
 
 
@@ -133,7 +132,8 @@ def _telescope(tasks: TwoTasks, constants: Constants, steps: list[library.Step],
     # G, ||d|| and theta + eta d are rounded: each step's share of the sum by a few n u, its place by u |theta|.
     n = len(steps[0].d)
     rounding = sum(
-        _step_error(tasks, constants, s) + 4 * (n + 8) * U * s.rate * (total_slope(s) + constants.smooth * s.rate) * 4 for s in steps[:-1]
+        _step_error(tasks, constants, s) + 4 * (n + 8) * U * s.rate * (total_slope(s) + constants.smooth * s.rate) * 4
+        for s in steps[:-1]
     )
     return Measurement(total, fall + rounding, "sum eta (G/2 - L eta) ||d||^2 against the fall of h")
 

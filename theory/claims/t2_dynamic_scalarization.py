@@ -96,9 +96,7 @@ def flow(tasks: TwoTasks, rule: str = "ngdiff", duration: float = 1e4) -> Tensor
     return follow(lambda theta: (tasks.retain.gradient(theta), tasks.forget.gradient(theta)), tasks.point, rule, duration)
 
 
-def follow(
-    gradients_at: Callable[[Tensor], tuple[Tensor, Tensor]], point: Tensor, rule: str, duration: float = 1e4
-) -> Tensor:
+def follow(gradients_at: Callable[[Tensor], tuple[Tensor, Tensor]], point: Tensor, rule: str, duration: float = 1e4) -> Tensor:
     """`flow` for any two gradients, from a point of shape (n,)."""
 
     def gradients(x: Array) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,7 @@ def problems() -> st.SearchStrategy[Problem]:
 
 
 def measure(problem: Problem) -> Measurement:
-    """Signs of the exact slopes, the library's slopes against them, the cosine, the region of GDiff and NGDiff's place in it."""
+    """Signs of the exact slopes, the library's slopes against them, the cosine, GDiff's region and NGDiff's place in it."""
     pair = problem.gradients
     return worst(*_signs(pair), *_slopes(pair), _cosine(pair), _region(problem), *_weight(pair))
 
