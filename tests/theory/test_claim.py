@@ -8,7 +8,8 @@ import sympy
 from flint import arb, fmpq
 from hypothesis import strategies as st
 
-from theory.claim import Claim, Counterexample, Identity, Measurement, examine, first_failure, search, worst
+from theory.claim import Claim, Counterexample, Identity, Measurement, describe, examine, first_failure, search, worst
+from theory.exact import rational
 
 DOC = """T9. Squares.
 
@@ -76,6 +77,33 @@ def test_a_slightly_false_claim_fails_on_the_simplest_problem():
 def test_every_part_can_fail(change, reason):
     problems = examine(Claim.of(module(**change)), 30).problems
     assert any(reason in problem for problem in problems), problems
+
+
+def test_problems_of_which_the_claim_says_nothing_are_replaced_and_counted_apart():
+    drawn = st.integers(0, 10**6)
+    found = search(drawn, lambda x: Measurement(0.0, 1.0) if x % 3 == 0 else None, 60)
+    assert found.tried == 60
+    assert found.silent > 60
+    silent = examine(Claim.of(module(measure=lambda x: None)), 30)
+    assert any("Unsatisfiable" in problem for problem in silent.problems)
+    assert silent.as_dict()["examples"] == 0
+
+
+def test_a_result_that_is_no_number_violates_a_claim():
+    found = search(st.integers(0, 10), lambda x: Measurement(rational(math.nan), 1.0), 5)
+    assert "nan is no number" in found.refuted[1].what
+
+
+def test_a_crash_is_a_problem_but_no_failure_of_the_claim():
+    crashing = Claim.of(module(measure=lambda x: 1 / 0))
+    assert any("ZeroDivisionError" in problem for problem in examine(crashing, 5).problems)
+    with pytest.raises(ZeroDivisionError):
+        first_failure(crashing, 5)
+
+
+def test_equal_looking_numbers_are_told_apart():
+    assert describe(Measurement(1.0000001, 1.0, "x")) == "x: 1.0000001 against 1"
+    assert describe(Measurement(2.0, 1.0, "x")) == "x: 2 against 1"
 
 
 def test_a_docstring_without_a_field_is_refused():

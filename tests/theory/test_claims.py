@@ -4,6 +4,7 @@ import pytest
 
 from theory.claim import describe, examine
 from theory.claims import CLAIMS
+from theory.claims import a6_no_convergence as a6
 
 EXAMPLES = 200  # under a minute in all; `make theory-thorough` draws 10,000
 
@@ -19,6 +20,15 @@ def test_claim_stands(name):
 
 def test_all_thirteen_are_there():
     assert list(CLAIMS) == [*(f"T{i}" for i in range(1, 7)), *(f"A{i}" for i in range(1, 8))]
+
+
+def test_the_retain_bound_of_a6_is_nearly_reached():
+    """One sample of two equally probable classes: the rise above the first order is M sum eta^2 / 2, for short steps."""
+    single = a6.Samples(((1.0,),), (0,))
+    problem = a6.Problem(single, single, ((0.0, 0.0, -40.0), (0.0, 0.0, 0.0)), (1e-3,) * 5)
+    _, _, excess, room = a6._run(problem)
+    bound = 0.5 * sum(rate * rate for rate in problem.rates) / 2
+    assert 0.99 * bound < excess <= bound + room
 
 
 @pytest.mark.parametrize("name", ["T4", "T5", "A3", "A5", "A6"])

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from theory import pareto
 from theory.exact import ExactPair, rational, rationals
-from theory.losses import PROFILES, Line, TwoTasks, quadratic
+from theory.losses import PROFILES, Line, TwoTasks, curvature_bounds, quadratic
 from theory.orders import ladder, longest_step, order
-from theory.strategies import opposing_quadratics, two_tasks, vectors
+from theory.strategies import opposing_logistics, opposing_quadratics, two_tasks, vectors
 
 X = sympy.Symbol("x", real=True)
 FORMULAS = {"square": X**2 / 2, "softplus": sympy.log(1 + sympy.exp(X)), "sine": sympy.sin(X)}
@@ -91,6 +91,33 @@ def test_two_ways_to_find_the_gain_agree(tasks):
     found = pareto.convex_gain(tasks, tasks.point, price=0.0)
     assert found <= exact + rounding + 1e-6 * (1 + exact)
     assert found >= exact - 1e-4 * (1 + exact)
+
+
+@given(opposing_logistics(smallest=(1.0, 0.1)), st.sampled_from((0.1, 0.5, 0.9)))
+def test_pareto_set_of_logistic_losses(tasks, c):
+    """A minimiser of c f + (1 - c) g, found by gradient descent in float64, is in the set; beside it the distance is seen."""
+    joint = tasks.retain.times(c) + (-tasks.forget).times(1 - c)
+    assert joint.gradient(torch.from_numpy(pareto._newton(joint))).norm() <= 1e-9
+    x = torch.zeros_like(tasks.point)
+    rate = 1 / curvature_bounds(joint)[1]
+    for _ in range(20_000):
+        step = rate * joint.gradient(x)
+        x = x - step
+        if step.norm() < 1e-13:
+            break
+    assert pareto.distance_to_pareto_set(tasks, x, c) <= 1e-6
+    centre = torch.tensor([100.0] * len(x), dtype=torch.float64)
+    ends = [torch.from_numpy(pareto.minimiser(loss)) for loss in (tasks.retain, tasks.forget)]
+    far = pareto.distance_to_pareto_set(tasks, centre, c)
+    assert far <= min(float((centre - end).norm()) for end in ends)
+
+
+@given(opposing_logistics(smallest=(1.0, 0.1)))
+def test_curvature_bounds(tasks):
+    low, high = curvature_bounds(tasks.retain)
+    found = torch.linalg.eigvalsh(tasks.retain.hessian(tasks.point))
+    assert low <= float(found[0]) * (1 + 1e-12)
+    assert float(found[-1]) <= high
 
 
 def test_gain_is_zero_on_the_pareto_set_alone():

@@ -26,6 +26,14 @@ def test_the_library_itself_is_not():
     assert outcome.caught_by == outcome.crashed == {}
 
 
+def test_a_library_that_only_crashes_is_not_caught():
+    outcome = mutations.run(
+        mutations.Mutation("crash", mutations.RULE, mutations.NGDIFF, "raise TypeError('broken')"), examples=5
+    )
+    assert outcome.caught_by == {}
+    assert set(outcome.crashed) >= {"T3", "A4"}
+
+
 def test_a_line_that_is_gone_is_reported():
     with pytest.raises(ValueError, match=r"is not in ngdiff/gram\.py"):
         mutations.run(mutations.Mutation("stale", "ngdiff/gram.py", "no such line", ""))
