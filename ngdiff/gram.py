@@ -29,6 +29,12 @@ class Gram(NamedTuple):
         """cos phi of the angle between the gradients; 0 where one of them vanishes."""
         return (self.cross * inverse_norm(self.retain) * inverse_norm(self.forget)).clamp(-1, 1)
 
+    def scaled(self) -> Self:
+        """The matrix divided by its larger diagonal element, so that products of its elements stay in range; zeros stay."""
+        largest = torch.maximum(self.retain, self.forget)
+        divisor = torch.where(largest > 0, largest, torch.ones_like(largest))
+        return type(self)(*(x / divisor for x in self))
+
 
 class Losses(NamedTuple):
     """The losses that the two gradients belong to, each of shape (...)."""
@@ -61,3 +67,12 @@ def inverse_norm(square: Tensor) -> Tensor:
     """
     nonzero = square >= torch.finfo(square.dtype).tiny
     return torch.where(nonzero, square, torch.ones_like(square)).rsqrt() * nonzero
+
+
+def conflict(gram: Gram, square: Tensor) -> Tensor:
+    """max(g_R.g_F, 0) / square, with square one of g_R.g_R and g_F.g_F: how much of that gradient opposes the other task's.
+
+    0 where the gradient is zero. Shape (...).
+    """
+    nonzero = square >= torch.finfo(square.dtype).tiny
+    return gram.cross.clamp(min=0) / torch.where(nonzero, square, torch.ones_like(square)) * nonzero

@@ -27,8 +27,9 @@ class Mutation(NamedTuple):
 
 REFERENCE, GRAM, RATE = "kernels/ngdiff_kernels/reference.py", "ngdiff/gram.py", "ngdiff/learning_rate.py"
 RULE = "ngdiff/rules/_ngdiff.py"
-NGDIFF = "return Coefficients(inverse_norm(gram.retain), inverse_norm(gram.forget))"
-SWAPPED = "return Coefficients(inverse_norm(gram.forget), inverse_norm(gram.retain))"
+RETAIN, FORGET = "2 * self.c * inverse_norm(gram.retain)", "2 * (1 - self.c) * inverse_norm(gram.forget)"
+NGDIFF = f"return Coefficients({RETAIN}, {FORGET})"
+SWAPPED = "return Coefficients(2 * self.c * inverse_norm(gram.forget), 2 * (1 - self.c) * inverse_norm(gram.retain))"
 ONE = "gram.retain.new_ones(gram.retain.shape)"
 
 MUTATIONS = (
@@ -46,8 +47,8 @@ MUTATIONS = (
     ),
     Mutation("c_t inverted", GRAM, "self.retain / (self.retain", "self.forget / (self.retain"),
     Mutation("cosine without its sign", GRAM, "(self.cross * inverse", "(self.cross.abs() * inverse"),
-    Mutation("norm of retain dropped", RULE, NGDIFF, f"return Coefficients({ONE}, inverse_norm(gram.forget))"),
-    Mutation("norm of forget dropped", RULE, NGDIFF, f"return Coefficients(inverse_norm(gram.retain), {ONE})"),
+    Mutation("norm of retain dropped", RULE, NGDIFF, f"return Coefficients({ONE}, {FORGET})"),
+    Mutation("norm of forget dropped", RULE, NGDIFF, f"return Coefficients({RETAIN}, {ONE})"),
     Mutation("norms swapped", RULE, NGDIFF, SWAPPED),
     Mutation(
         "weights of GDiff swapped",

@@ -30,7 +30,11 @@ from ngdiff import rules
 from ngdiff.gram import Coefficients, Gram, Losses, inverse_norm
 from ngdiff.rules import _registry
 
-NAMES = ["ga", "gdiff-0.9", "gdiff-0.1", "lossnorm", "ngdiff"]
+NAMES = ["ga", "gdiff-0.9", "gdiff-0.1", "lossnorm", "ngdiff"]  # of the paper; the others: test_rules_of_the_field.py
+EVERY = [
+    *("aligned-mtl", "cagrad", "config", "ga", "gdiff", "gru", "imtl-g", "lossnorm", "mgda", "munba", "nash-mtl", "ngdiff"),
+    *("pcgrad", "retain", "upgrad"),
+]
 ONES = Losses(torch.tensor(1.0).double(), torch.tensor(1.0).double())
 
 
@@ -212,7 +216,7 @@ def test_gram_from_vector_keeps_the_order():
 
 
 def test_names_are_sorted_and_complete():
-    assert rules.names() == ["ga", "gdiff", "lossnorm", "ngdiff"]
+    assert rules.names() == EVERY
 
 
 @pytest.mark.parametrize(
@@ -224,15 +228,19 @@ def test_names_are_sorted_and_complete():
         ("gdiff-1", rules.GDiff(1.0)),
         ("lossnorm", rules.LossNorm()),
         ("ngdiff", rules.NGDiff()),
+        ("ngdiff-0.3", rules.NGDiff(0.3)),
+        ("imtl-g", rules.IMTLG()),
+        ("munba", rules.NashMTL()),
+        ("cagrad-0.2", rules.CAGrad(0.2)),
     ],
 )
 def test_get(spec, rule):
     assert rules.get(spec) == rule
 
 
-@pytest.mark.parametrize("spec", ["", "nope", "nope-0.5", "NGDiff", "ngdiff-0.5", "ga-1"])
+@pytest.mark.parametrize("spec", ["", "nope", "nope-0.5", "NGDiff", "imtl-g-0.5", "ga-1"])
 def test_get_lists_the_names_when_it_knows_none(spec):
-    with pytest.raises(ValueError, match=f"rule: unknown name '{spec}'; choose one of ga, gdiff, lossnorm, ngdiff"):
+    with pytest.raises(ValueError, match=f"rule: unknown name '{spec}'; choose one of {', '.join(EVERY)}"):
         rules.get(spec)
 
 
