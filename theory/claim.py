@@ -74,7 +74,7 @@ class Counterexample(NamedTuple):
     """A problem that lacks one hypothesis, and on which the conclusion fails.
 
     Attributes:
-        without: the hypothesis.
+        without: the hypothesis, as it stands in the docstring of the claim.
         problem: what the problem is.
         measurement: the conclusion of the claim, which must not hold.
     """
@@ -112,6 +112,11 @@ class Claim:
     title: str
     text: Mapping[str, str]
     module: Any
+
+    @property
+    def hypotheses(self) -> list[str]:
+        """The hypotheses by name: what stands between semicolons, without the remark in brackets."""
+        return [item.split(" (")[0].strip() for item in self.text["Hypotheses"].rstrip(".").split(";")]
 
     @classmethod
     def of(cls, module: ModuleType) -> "Claim":
@@ -220,6 +225,10 @@ class Verdict:
         if not self.variant.refuted:
             found.append("the false variant was not refuted, so the check cannot tell right from wrong")
         found += [f"not proved: {name}" for name, proved in self.symbolic.items() if not proved]
+        if not self.error:
+            stated, lacking = self.claim.hypotheses, [c.without for c in self.counterexamples]
+            found += [f"hypothesis without a counterexample: {name}" for name in stated if name not in lacking]
+            found += [f"counterexample to no hypothesis: {name}" for name in lacking if name not in stated]
         failed = [c for c in self.counterexamples if c.measurement.holds]
         found += [f"no counterexample to {c.without}: {describe(c.measurement)}" for c in failed]
         return found + [f"run: {describe(run)}" for run in self.runs if not run.holds]

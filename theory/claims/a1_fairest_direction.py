@@ -5,7 +5,7 @@ In short: d / ||d|| is the unique maximiser of min(u.g_R / ||g_R||, -u.g_F / ||g
 Statement: d / ||d|| is the unique unit vector u that maximises min(u.g_R / ||g_R||, -u.g_F / ||g_F||), and the maximum is
 sqrt((1 - cos phi) / 2). A unit vector at distance delta from it does worse by at least delta^2 / 2 times the maximum.
 
-Hypotheses: both gradients are non-zero; for uniqueness, they do not point the same way; the rule is NGDiff.
+Hypotheses: the rule is NGDiff; both gradients are non-zero; they do not point the same way (for uniqueness).
 
 Source: ours.
 
@@ -150,7 +150,7 @@ def counterexamples() -> list[Counterexample]:
     optima = [torch.tensor(u, dtype=torch.float64) for u in ([0.0, 1.0, 0.0], [0.0, 0.0, 1.0])]
     equal = sum(fairness(u, r, r) == 0.0 for u in optima)
     text = "g_R = g_F = (1, 0, 0): (0, 1, 0) and (0, 0, 1) both reach the maximum 0"
-    found = [Counterexample("different ways (for uniqueness)", text, Measurement(float(equal), 1.0, "maximisers"))]
+    found = [Counterexample("they do not point the same way", text, Measurement(float(equal), 1.0, "maximisers"))]
     pair = GradientPair((1.0, 0.0), (3.0, 4.0))
     best = (ExactPair(*pair.tensors).one_minus_cosine / 2).sqrt()
     for rule in ("gdiff-0.5", "ga"):
@@ -165,5 +165,5 @@ def counterexamples() -> list[Counterexample]:
     value = fairness(u, unit(zero.tensors[0]), zero.tensors[1])
     formula = 0.5**0.5  # with cos phi = 0 by convention
     text = "g_F = 0: the forget task gains nothing along any direction"
-    found.append(Counterexample("non-zero gradients", text, Measurement(formula, value + 1e-12, "formula against fairness")))
+    found.append(Counterexample("both gradients are non-zero", text, Measurement(formula, value + 1e-12, "formula against fairness")))
     return found

@@ -5,7 +5,7 @@ In short: d does not change when a loss is multiplied by a positive constant
 Statement: d does not change when either loss is multiplied by a positive constant; not by one bit if the constant is a power
 of two and no square of a gradient leaves the range of float64.
 
-Hypotheses: positive constants; the rule is NGDiff; squares of the gradients stay in the range of float64.
+Hypotheses: positive constants; the rule is NGDiff; squares stay in range (of float64, those of the gradients).
 
 Source: ours. It is why token sums and token means, loss scaling and unequal set sizes make no difference.
 

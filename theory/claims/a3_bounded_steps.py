@@ -5,7 +5,7 @@ In short: ||d|| <= 2, so a run stays within 2 sum(eta_t) of its start
 Statement: ||d||^2 = 2 (1 - cos phi) <= 4, so a run of T steps with rates eta_t stays within 2 sum(eta_t) of its start,
 whatever the losses do, even if an adversary chooses them anew at every step. GA has no such bound.
 
-Hypotheses: the rule is NGDiff; the step is -eta d itself.
+Hypotheses: the rule is NGDiff; the step is -eta d.
 
 Source: ours.
 

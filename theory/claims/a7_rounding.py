@@ -8,8 +8,8 @@ eta* (for longer ones the slope's own error u L_0 / (b h) is the larger). The li
 second difference exceeds 4 u L_0, so losses >= 0 on a straight line are never resolved. An update smaller than half the
 spacing of bfloat16 vanishes; master weights or stochastic rounding keep it.
 
-Hypotheses: each loss is rounded once, to nearest; losses >= 0 (for straight lines); h of the order of eta* or below (for
-eta*).
+Hypotheses: each loss is rounded once (to nearest); losses >= 0 (for straight lines); h of the order of eta* (or below, for
+eta*); master weights or stochastic rounding (for small updates).
 
 Source: ours.
 
@@ -163,13 +163,16 @@ def _small_updates() -> list[Measurement]:
         moved, expected = _drift(precision)
         # At random, a weight makes 100 jumps of probability 1/100: one spacing on average, with a deviation of one. The mean of
         # N is off by more than 4 of its deviations once in 15000 seeds. Master weights are rounded 100 times, by 2^-24 each.
-        bound = 4 * expected / N**0.5 if precision == "stochastic" else 100 * 2.0**-24
+        bound = 4 * expected / N**0.5 if precision == "stochastic" else 101 * 2.0**-24
         parts.append(Measurement(abs(moved - expected), bound, f"{precision}: bfloat16 weights fall by {moved:.3e}"))
     return parts
 
 
 def _drift(precision: str, steps: int = 100) -> tuple[float, float]:
-    """How far the mean of N bfloat16 weights at 1 falls in `steps` steps of 2^-8 / 100, and how far it should: one spacing."""
+    """How far the mean of N bfloat16 weights at 1 falls in `steps` steps of 2^-8 / 100, and how far it should: one spacing.
+
+    Master weights are read themselves: the copies in bfloat16 are multiples of the spacing, and would hide half of one.
+    """
     weights = torch.nn.Parameter(torch.ones(N, dtype=torch.bfloat16))
     # Opposed gradients of equal elements: d = 2 / sqrt(N) everywhere.
     rate = 2.0**-8 / 100 * N**0.5 / 2
@@ -179,7 +182,8 @@ def _drift(precision: str, steps: int = 100) -> tuple[float, float]:
             with optimizer.task(task):
                 (direction * weights.sum()).backward()
         optimizer.step()
-    return float((1 - weights.detach().double()).mean()), steps * 2.0**-8 / 100
+    read = optimizer.state[weights].get("master", weights.detach())
+    return float((1 - read.double()).mean()), steps * 2.0**-8 / 100
 
 
 def counterexamples() -> list[Counterexample]:

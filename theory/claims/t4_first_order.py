@@ -6,7 +6,8 @@ Statement: unless g_R and g_F point the same way, L_R(theta - eta d) < L_R(theta
 every eta small enough. With M a bound of |d'Hd| of that task along the step, eta < 2 |g.d| / M is small enough [ours], and
 the change is -eta g.d up to M eta^2 / 2.
 
-Hypotheses: the gradients point different ways; the losses are twice differentiable; eta is small enough.
+Hypotheses: the gradients point different ways; neither gradient is zero; the losses are differentiable; eta is small enough;
+second derivatives are bounded (for the remainder and the range of eta).
 
 Source: arXiv 2410.22086 (first-order improvement of both tasks); the explicit range of eta [ours].
 
@@ -100,8 +101,8 @@ def identities() -> list[Identity]:
 
 
 def counterexamples() -> list[Counterexample]:
-    """Gradients of the same way, a kink, and a step that is too long."""
-    return [_same_way(), _kink(), _too_long()]
+    """Gradients of the same way, a zero gradient, a kink, an unbounded curvature, and a step that is too long."""
+    return [_same_way(), _zero(), _kink(), _unbounded_curvature(), _too_long()]
 
 
 def _same_way() -> Counterexample:
@@ -111,6 +112,26 @@ def _same_way() -> Counterexample:
     return Counterexample(
         "the gradients point different ways", text, Measurement(1e-3, fall, "1e-3 <= fall of the retain loss")
     )
+
+
+def _zero() -> Counterexample:
+    steps = list(library.descend((lambda t: t[0], lambda t: -(t[0] ** 2) / 2), [0.0], [1e-3]))
+    fall = float(steps[1].theta[0]) ** 2 / 2
+    text = "L_R = x, L_F = -x^2/2 at 0, where g_F = 0: d = 1 and the forget loss falls by eta^2/2"
+    return Counterexample("neither gradient is zero", text, sign(fall, "fall of the forget loss"))
+
+
+def _unbounded_curvature() -> Counterexample:
+    def retain(t: torch.Tensor) -> torch.Tensor:
+        return t[0] + t[0].abs() ** 1.5
+
+    remainders = []
+    for eta in (1e-2, 1e-4):
+        steps = list(library.descend((retain, lambda t: t[1]), [0.0, 0.0], [eta]))
+        remainders.append(float(retain(steps[1].theta)) + eta)
+    growth = remainders[0] / remainders[1]
+    text = f"L_R = x + |x|^1.5, L_F = y at (0, 0): the remainder falls by {growth:.0f} where eta^2 falls by 10000"
+    return Counterexample("second derivatives are bounded", text, Measurement(9999.0, growth, "9999 <= ratio of the remainders"))
 
 
 def _kink() -> Counterexample:

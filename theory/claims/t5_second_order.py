@@ -3,11 +3,10 @@
 In short: both losses improve for 0 < eta < 2 g_R.d / d'H_R d, exactly so for quadratics, else up to O(eta^3)
 
 Statement: if d'H_R d > 0 and d'H_F d > 0, both tasks improve for every 0 < eta < 2 g_R.d / (d'H_R d), up to O(eta^3), and
-exactly so if the losses are quadratic. Without d'H_F d > 0, eta must also stay below 2 g_F.d / (d'H_F d) (both negative)
-[ours].
+exactly so if the losses are quadratic. Where d'H_F d < 0, eta must also stay below 2 g_F.d / (d'H_F d) (both negative) [ours].
 
-Hypotheses: the losses are quadratic, or eta is small enough for the remainder; d'H_R d > 0 (otherwise no eta is too long for
-the retain loss, and there is no limit to speak of); d'H_F d > 0, or the extra limit.
+Hypotheses: quadratic losses, or a small eta; d'H_F d > 0, or the extra limit; eta below the limit (where d'H_R d <= 0 there is
+none, because no eta is too long for the retain loss).
 
 Source: arXiv 2410.22086 (second-order analysis); the extra limit, and |remainder| <= M3 eta^3 / 6 with M3 a bound of the
 third derivative along the step [ours].
@@ -142,7 +141,7 @@ def counterexamples() -> list[Counterexample]:
     lines = _lines(concave)
     eta = limit(lines[0]) * 0.9
     text = "L_R = (x^2 + y^2)/2, L_F = -(x^2 + 100 (y - 0.1)^2)/2 from (10, 0), eta = 0.9 of T5's limit"
-    found = [Counterexample("d'H_F d > 0", text, sign(-lines[1].change(eta), "-change of the forget loss"))]
+    found = [Counterexample("d'H_F d > 0, or the extra limit", text, sign(-lines[1].change(eta), "-change of the forget loss"))]
 
     bent = _lines(TwoTasks(ridge("sine", [1.0], [[1.0]], [0.0]), quadratic([1], [0], [0]), (3.3,)))
     text = "L_R = sin x, L_F = x^2/2 from 3.3, eta = 0.9 of the limit: the curvature grows along the step"

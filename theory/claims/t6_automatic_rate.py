@@ -7,7 +7,7 @@ the losses at theta - h d, theta and theta + h d the library's parabola finds it
 otherwise within h^2 (M3 / 6 + |eta*| M4 / 12) / (a - h^2 M4 / 12), with a = d'H_R d and M3, M4 bounds of the third and fourth
 derivative between the probes [ours].
 
-Hypotheses: d'H_R d > 0; for exactness a quadratic loss, otherwise h^2 M4 / 12 < a.
+Hypotheses: d'H_R d > 0; a quadratic loss (for exactness); h^2 M4 / 12 < a (otherwise).
 
 Source: arXiv 2407.02772 (GeN) and 2410.22086 (learning rate); the constant [ours].
 
@@ -191,7 +191,7 @@ def counterexamples() -> list[Counterexample]:
     error = abs(parabola(line, 1.0).minimiser - line.slope / line.curvature)
     text = "L_R = log(1 + e^(3 x - 1)) + x^2/2, h = 1"
     found.append(
-        Counterexample("quadratic (for exactness)", text, Measurement(error, abs(line.slope) * NOTHING, "error of eta*"))
+        Counterexample("a quadratic loss", text, Measurement(error, abs(line.slope) * NOTHING, "error of eta*"))
     )
     return [*found, _too_long()]
 
