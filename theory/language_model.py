@@ -9,7 +9,6 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,7 +26,9 @@ from theory import library
 from theory.claim import Measurement
 
 RUNGS = 5  # step lengths to which an order is fitted, each half of the one before
-SETTLED = 0.05  # largest deviation of an order from one length to the next
+CLEAR = 1e3  # how far above its rounding error an error must be to be fitted
+ROUNDED = 1e-14  # relative rounding error of a loss or a derivative: 90 u, for sums of a few thousand products
+SETTLED = 0.05  # how far a fitted order may be from the true one: the next order's share halves from rung to rung
 SIZES = models.SIZES | {"tiny": models.Size(hidden=48, layers=2, heads=4, intermediate=96, vocabulary=512)}
 RUNS: dict[str, dict[str, Any]] = {
     "tiny": {"size": "tiny", "rows": 80, "steps": 60, "at": (0, 5, 20, 60)},
@@ -146,7 +147,7 @@ def measure(task: Task, step: int) -> Place:
     eta = slopes[0] / curvatures[0] if curvatures[0] > 0 else math.nan
     crossing = math.nan
     if eta > 0:
-        checks.append(_fitted(lines[0], l_r, eta))
+        checks.append(_fitted(lines[0], l_r, eta, curvatures[0]))
         crossing = _crossing(lines[0], l_r, eta) / (2 * eta)
     rounded = along(copy.deepcopy(task.model).float(), start, d, task.retain, task.pad)
     noise = _noise(rounded, lines[0], abs(slopes[0] / curvatures[0])) / (2.0**-24 * l_r)
@@ -198,36 +199,45 @@ def _expansion(name: str, line: Callable[[float], float], value: float, slope: f
     def second(eta: float) -> float:
         return first(eta) - eta**2 * curvature / 2
 
-    return [_order(first, scale, 2, f"T4: order, {name}"), _order(second, scale, 3, f"T5: order, {name}")]
+    def rounding(eta: float) -> float:
+        return ROUNDED * (abs(value) + eta * abs(slope) + eta**2 * abs(curvature))
+
+    return [
+        _order(first, rounding, scale, 2, f"T4: order, {name}"),
+        _order(second, rounding, scale, 3, f"T5: order, {name}"),
+    ]
 
 
-def _fitted(line: Callable[[float], float], value: float, eta: float) -> Measurement:
+def _fitted(line: Callable[[float], float], value: float, eta: float, curvature: float) -> Measurement:
     """T6: the order of the error of the library's fit in the probe step."""
 
     def error(h: float) -> float:
         return fit_parabola(line(h), value, line(-h), h, 2.0**-53).minimiser - eta
 
-    return _order(error, abs(eta), 2, "T6: order of eta_hat - eta*")
+    def rounding(h: float) -> float:
+        return 4 * ROUNDED * abs(value) * (abs(eta) + h) / (curvature * h**2) + ROUNDED * abs(eta)
+
+    return _order(error, rounding, abs(eta), 2, "T6: order of eta_hat - eta*")
 
 
-def _order(error: Callable[[float], float], scale: float, expected: int, what: str) -> Measurement:
-    """How far the fitted order is from the expected one, on the longest rungs where the order has settled.
+def _order(
+    error: Callable[[float], float], rounding: Callable[[float], float], scale: float, expected: int, what: str
+) -> Measurement:
+    """How far the fitted order is from the expected one, on the shortest rungs that are clear of rounding.
 
-    It has settled where RUNGS lengths in a row, each half of the one before, agree with it up to SETTLED from one to the next.
-    Another order never does that: the search then ends in rounding, and the measurement fails.
+    There the next order has its smallest share, and a wrong lower order its largest: a curvature that is off shows as order 2.
     """
-    logs = [_log2(error(scale / 2**i)) for i in range(RUNGS)]
-    for i in range(RUNGS, 30):
-        if all(abs(a - b - expected) <= SETTLED for a, b in pairwise(logs[-RUNGS:])):
+    logs = []
+    for i in range(60):
+        found = abs(error(scale / 2**i))
+        if not found > CLEAR * rounding(scale / 2**i):
             break
-        logs.append(_log2(error(scale / 2**i)))
+        logs.append(math.log2(found))
+    if len(logs) < RUNGS:
+        return Measurement(math.nan, SETTLED, f"{what}: only {len(logs)} lengths are clear of rounding")
     centre = (RUNGS - 1) / 2
     slope = sum((centre - i) * y for i, y in enumerate(logs[-RUNGS:])) / sum((centre - i) ** 2 for i in range(RUNGS))
     return Measurement(abs(slope - expected), SETTLED, what)
-
-
-def _log2(x: float) -> float:
-    return math.log2(abs(x)) if x else -math.inf
 
 
 def _crossing(line: Callable[[float], float], value: float, eta: float) -> float:

@@ -67,8 +67,11 @@ def test_a_slightly_false_claim_fails_on_the_simplest_problem():
     [
         ({"false_variant": lambda x: Measurement(0.0, 1.0)}, "false variant was not refuted"),
         ({"identities": lambda: [Identity("wrong", X**2 - X)]}, "not proved: wrong"),
-        ({"counterexamples": lambda: [Counterexample("x <= 10", "x = 1", Measurement(1.0, 2.0))]}, "no counterexample to x <= 10"),
-        ({"counterexamples": lambda: []}, "hypothesis without a counterexample: x <= 10"),
+        (
+            {"counterexamples": lambda: [Counterexample("x <= 10", "x = 1", Measurement(1.0, 2.0))]},
+            "no counterexample to x <= 10",
+        ),
+        ({"counterexamples": list}, "hypothesis without a counterexample: x <= 10"),
         ({"counterexamples": lambda: [Counterexample("y", "", Measurement(2.0, 1.0))]}, "counterexample to no hypothesis: y"),
         ({"runs": lambda: [Measurement(2.0, 1.0, "long run")]}, "run: long run: 2 against 1"),
         ({"measure": lambda x: Measurement(math.nan, 1.0, "nan")}, "violated: nan"),

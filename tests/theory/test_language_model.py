@@ -33,11 +33,20 @@ def test_the_model_memorised_and_then_forgot(verdict):
     assert last["retain_loss"] < last["forget_loss"] / 5
 
 
+def rounding(eta):
+    return 1e-16
+
+
 @pytest.mark.parametrize("power", [1, 2, 3])
 def test_order(power):
-    measured = _order(lambda eta: eta**power * (1 + 5 * eta), 1.0, 2, "order")
+    measured = _order(lambda eta: eta**power * (1 + 5 * eta), rounding, 1.0, 2, "order")
     assert measured.holds is (power == 2)
-    assert not _order(lambda eta: 0.0, 1.0, 2, "order").holds
+    assert not _order(lambda eta: 0.0, rounding, 1.0, 2, "order").holds
+
+
+def test_a_slightly_wrong_curvature_is_seen():
+    """A thousandth of a quadratic term under a cubic one: order 3 on the longest rungs, order 2 on the shortest."""
+    assert not _order(lambda eta: 1e-3 * eta**2 + eta**3, rounding, 1.0, 3, "order").holds
 
 
 def test_hessian_vector_product():

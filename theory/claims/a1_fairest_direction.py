@@ -165,5 +165,7 @@ def counterexamples() -> list[Counterexample]:
     value = fairness(u, unit(zero.tensors[0]), zero.tensors[1])
     formula = 0.5**0.5  # with cos phi = 0 by convention
     text = "g_F = 0: the forget task gains nothing along any direction"
-    found.append(Counterexample("both gradients are non-zero", text, Measurement(formula, value + 1e-12, "formula against fairness")))
+    found.append(
+        Counterexample("both gradients are non-zero", text, Measurement(formula, value + 1e-12, "formula against fairness"))
+    )
     return found

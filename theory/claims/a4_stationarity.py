@@ -5,8 +5,8 @@ In short: d = 0 iff the unit gradients coincide iff Pareto stationary with non-z
 Statement: d = 0 if and only if the unit gradients coincide, if and only if theta is Pareto stationary with both gradients
 non-zero, that is s g_R = (1 - s) g_F for some s in (0, 1).
 
-Hypotheses: both gradients non-zero (where one vanishes theta is Pareto stationary and d is the other unit gradient, where both
-do d = 0); the rule is NGDiff.
+Hypotheses: both gradients non-zero (where one vanishes theta is Pareto stationary and d is the other unit gradient, where
+both do d = 0); the rule is NGDiff.
 
 Source: ours.
 

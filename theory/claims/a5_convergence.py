@@ -4,11 +4,11 @@ In short: strongly convex L_R, -L_F: converges to the Pareto set for constant et
 
 Statement: let f = L_R and g = -L_F be mu-strongly convex and L-smooth with minimisers D > 0 apart, h = f + g, G_t = ||g_R|| +
 ||g_F|| >= mu D and m = ||g_R|| ||g_F|| / G_t. (i) The distance of theta to the Pareto set is at most m ||d|| / mu. (ii) sum
-eta_t (G_t / 2 - L eta_t) ||d_t||^2 <= h(theta_0) - h(theta_T). (iii) Wherever G_t < 4 L eta_t, theta_t is within 2 L eta_t / mu
-of a minimiser; and with a constant eta it stays within eta sqrt(8 (L/mu)^2 + 4 L/mu) of one from then on. (iv) Along the flow, as
-soon as ||d|| < 2 mu / L, -d/dt log ||d|| >= (1/||g_R|| + 1/||g_F||) (mu - L ||d|| / 2). Therefore: with a constant eta < mu D /
-(2 L), and with rates that tend to 0 with sum eta = inf, the iterates converge to the Pareto set itself, with min ||d_t||^2 =
-O(1/T) for the constant one; with any constant eta they do, or end in the neighbourhood of (iii).
+eta_t (G_t / 2 - L eta_t) ||d_t||^2 <= h(theta_0) - h(theta_T). (iii) Wherever G_t < 4 L eta_t, theta_t is within 2 L eta_t /
+mu of a minimiser; and with a constant eta it stays within eta sqrt(8 (L/mu)^2 + 4 L/mu) of one from then on. (iv) Along the
+flow, as soon as ||d|| < 2 mu / L, -d/dt log ||d|| >= (1/||g_R|| + 1/||g_F||) (mu - L ||d|| / 2). Therefore: with a constant
+eta < mu D / (2 L), and with rates that tend to 0 with sum eta = inf, the iterates converge to the Pareto set itself, with min
+||d_t||^2 = O(1/T) for the constant one; with any constant eta they do, or end in the neighbourhood of (iii).
 
 Hypotheses: strong convexity; smoothness (for (iv) two derivatives); different minimisers; eta < mu D / 2L (for constant
 rates); sum eta = inf.
@@ -16,17 +16,17 @@ rates); sum eta = inf.
 Source: ours, with proof.
 
 Tight: (ii) is an equality where both Hessians are L times the identity; (i) is one there for the distance to the minimiser of
-LSP(.; c_t), which is not the nearest Pareto point. The threshold mu D / (2 L) cannot be raised for any L / mu: with f, g = (mu (x
--+ D/2)^2 + L y^2) / 2 a run above it jumps to and fro between y = +-sqrt(eta^2 - (mu D / 2 L)^2) for ever.
+LSP(.; c_t), which is not the nearest Pareto point. The threshold mu D / (2 L) cannot be raised for any L / mu: with f, g =
+(mu (x -+ D/2)^2 + L y^2) / 2 a run above it jumps to and fro between y = +-sqrt(eta^2 - (mu D / 2 L)^2) for ever.
 
 Proof: (i) m d is the gradient of LSP(.; c_t), which is mu-strongly convex with a Pareto optimal minimiser. (ii) By smoothness
 and T3, which gives g_R.d = ||g_R|| ||d||^2 / 2, f falls by eta ||g_R|| ||d||^2 / 2 - L eta^2 ||d||^2 / 2 at least, and g
 likewise; add and sum up. G >= mu (||theta - theta_f|| + ||theta - theta_g||) >= mu D. (iii) The nearer minimiser is within G
 / (2 mu). m ||d|| is Lipschitz on bounded sets, because G is bounded away from 0, so sum eta_t (m ||d_t||)^2 < inf with sum
 eta = inf leaves no other limit than 0. Where G < 4 L eta, h - min f - min g <= G^2 / (2 mu) < 8 L^2 eta^2 / mu, and a step
-adds 4 L eta^2 at most; elsewhere h does not rise, and h - min f - min g >= mu r^2 with r the distance to the nearer minimiser.
-(iv) The derivative of a unit gradient u_f along d is (1 - u_f u_f') H d / ||g_R||,
-and d'(1 - u_f u_f') H d = d'Hd - ||d||^2 / 2 u_f'H d.
+adds 4 L eta^2 at most; elsewhere h does not rise, and h - min f - min g >= mu r^2 with r the distance to the nearer
+minimiser. (iv) The derivative of a unit gradient u_f along d is (1 - u_f u_f') H d / ||g_R||, and d'(1 - u_f u_f') H d = d'Hd
+- ||d||^2 / 2 u_f'H d.
 
 False variant: (ii) with 1.01 G_t / 2.
 """
@@ -234,7 +234,7 @@ def jumping(condition: float, factor: float, steps: int = 2000) -> tuple[float, 
 
 def _above() -> Counterexample:
     found, expected = jumping(10.0, 1.02)
-    text = f"(x -+ 1/2)^2/20 + y^2/2, L/mu = 10, eta = 1.02 mu D / (2 L): jumps between y = +-{found:.4f}, predicted {expected:.4f}"
+    text = f"(x -+ 1/2)^2/20 + y^2/2, eta = 1.02 mu D / (2 L): jumps between y = +-{found:.4f}, predicted {expected:.4f}"
     return Counterexample("eta < mu D / 2L", text, Measurement(found, 1e-6, "distance to the Pareto set"))
 
 
@@ -300,12 +300,14 @@ def _constant_rate(tasks: TwoTasks) -> list[Measurement]:
     return [
         Measurement(float(lengths.min() ** 2), proven, "constant eta: min ||d||^2 against O(1/T)"),
         # Where ||d|| < 1e-4 the derivative of d has changed by about as much, and the steps still differ by it.
-        Measurement(abs(fitted / predicted - 1), 1e-3, f"constant eta: log ||d|| falls by {fitted:.4f} a step; off from predicted"),
+        Measurement(
+            abs(fitted / predicted - 1), 1e-3, f"constant eta: log ||d|| falls by {fitted:.4f} a step; off from predicted"
+        ),
     ]
 
 
 def _sideways(tasks: TwoTasks, end: library.Step) -> float:
-    """How fast d changes across the Pareto set of two parameters: v'(H_R / ||g_R|| - H_F / ||g_F||) v with v orthogonal to g_R."""
+    """How fast d changes across the Pareto set of two parameters: v'(H_R / ||g_R|| - H_F / ||g_F||) v, v orthogonal to g_R."""
     v = torch.stack([-end.retain[1], end.retain[0]]) / end.retain.norm()
     hessians = tasks.retain.hessian(end.theta) / end.retain.norm() - tasks.forget.hessian(end.theta) / end.forget.norm()
     return float(v @ hessians @ v)
@@ -324,10 +326,14 @@ def _threshold() -> list[Measurement]:
     parts = []
     for condition in (1.0, 10.0):
         found, _ = jumping(condition, 0.9)
-        parts.append(Measurement(found, 1e-12, f"L/mu = {condition:.0f}, eta = 0.9 of the threshold: distance from the Pareto set"))
+        parts.append(
+            Measurement(found, 1e-12, f"L/mu = {condition:.0f}, eta = 0.9 of the threshold: distance from the Pareto set")
+        )
         found, expected = jumping(condition, 1.5)
         parts.append(
-            Measurement(abs(found / expected - 1), 1e-9, f"L/mu = {condition:.0f}, eta = 1.5 of it: {found:.4g}, off from predicted")
+            Measurement(
+                abs(found / expected - 1), 1e-9, f"L/mu = {condition:.0f}, eta = 1.5 of it: {found:.4g}, off from predicted"
+            )
         )
         constants = Constants.of(crosswise(condition))
         radius = constants.radius(1.5 * constants.threshold)

@@ -13,8 +13,8 @@ Hypotheses: the rule is NGDiff; the step is -eta d (and not what AdamW makes of 
 Source: arXiv 2410.22086 (the descent lemma of NGDiff); the region of GDiff [ours].
 
 Tight: equalities. In float64 d is off by (n + 8) u, so the computed d has the right signs wherever 1 - cos phi exceeds that:
-for angles above about 1.5e-8 sqrt(n + 8). Of the drawn pairs those 1e-8 apart are below that: there the slopes are checked, but
-not their signs.
+for angles above about 1.5e-8 sqrt(n + 8). Of the drawn pairs those 1e-8 apart are below that: there the slopes are checked,
+but not their signs.
 
 Proof: with unit gradients r and f, d = r - f and g_R.d = ||g_R|| (r.r - r.f). The sign is Cauchy and Schwarz's inequality,
 here decided in rational arithmetic. The ends of the interval are b x / (a + b x) and b / (b + a x) with a = ||g_R||, b =
@@ -105,7 +105,10 @@ def _region(problem: Problem) -> list[Measurement]:
     ):
         if abs(slope) > 2 * U * norm * size:
             parts.append(count(int((slope > 0) != inside), f"GDiff-{problem.c}: where it {name} against the interval"))
-    return [*parts, count(int(all(gdiff_cone(failing_pair(problem.c), problem.c))), f"pairs that GDiff-{problem.c} does not fail")]
+    return [
+        *parts,
+        count(int(all(gdiff_cone(failing_pair(problem.c), problem.c))), f"pairs that GDiff-{problem.c} does not fail"),
+    ]
 
 
 def interval(exact: ExactPair) -> tuple[fmpq, fmpq]:

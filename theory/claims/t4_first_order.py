@@ -131,7 +131,9 @@ def _unbounded_curvature() -> Counterexample:
         remainders.append(float(retain(steps[1].theta)) + eta)
     growth = remainders[0] / remainders[1]
     text = f"L_R = x + |x|^1.5, L_F = y at (0, 0): the remainder falls by {growth:.0f} where eta^2 falls by 10000"
-    return Counterexample("second derivatives are bounded", text, Measurement(9999.0, growth, "9999 <= ratio of the remainders"))
+    return Counterexample(
+        "second derivatives are bounded", text, Measurement(9999.0, growth, "9999 <= ratio of the remainders")
+    )
 
 
 def _kink() -> Counterexample:

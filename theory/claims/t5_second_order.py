@@ -3,10 +3,11 @@
 In short: both losses improve for 0 < eta < 2 g_R.d / d'H_R d, exactly so for quadratics, else up to O(eta^3)
 
 Statement: if d'H_R d > 0 and d'H_F d > 0, both tasks improve for every 0 < eta < 2 g_R.d / (d'H_R d), up to O(eta^3), and
-exactly so if the losses are quadratic. Where d'H_F d < 0, eta must also stay below 2 g_F.d / (d'H_F d) (both negative) [ours].
+exactly so if the losses are quadratic. Where d'H_F d < 0, eta must also stay below 2 g_F.d / (d'H_F d) (both negative)
+[ours].
 
-Hypotheses: quadratic losses, or a small eta; d'H_F d > 0, or the extra limit; eta below the limit (where d'H_R d <= 0 there is
-none, because no eta is too long for the retain loss).
+Hypotheses: quadratic losses, or a small eta; d'H_F d > 0, or the extra limit; eta below the limit (where d'H_R d <= 0 there
+is none, because no eta is too long for the retain loss).
 
 Source: arXiv 2410.22086 (second-order analysis); the extra limit, and |remainder| <= M3 eta^3 / 6 with M3 a bound of the
 third derivative along the step [ours].

@@ -190,9 +190,7 @@ def counterexamples() -> list[Counterexample]:
     assert line is not None
     error = abs(parabola(line, 1.0).minimiser - line.slope / line.curvature)
     text = "L_R = log(1 + e^(3 x - 1)) + x^2/2, h = 1"
-    found.append(
-        Counterexample("a quadratic loss", text, Measurement(error, abs(line.slope) * NOTHING, "error of eta*"))
-    )
+    found.append(Counterexample("a quadratic loss", text, Measurement(error, abs(line.slope) * NOTHING, "error of eta*")))
     return [*found, _too_long()]
 
 
