@@ -36,7 +36,7 @@ bench: $(READY) ## time the step beside other ways to write it; appends to kerne
 theory: $(READY) ## check every claim against the library and write theory/report/; ARGS="--claim T5" for one
 	@$(RUN) -m theory $(ARGS)
 
-theory-thorough: $(READY) ## the same with 10,000 problems a claim and the 1.3M-parameter model; an hour on 2 cores
+theory-thorough: $(READY) ## the same with 10,000 problems a claim and the 1.3M-parameter model; 20 minutes on 2 cores
 	@$(RUN) -m theory --examples 10000 --model 1m $(ARGS)
 
 theory-mutations: $(READY) ## show which claim catches which wrong version of the library
