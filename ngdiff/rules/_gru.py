@@ -15,7 +15,7 @@ class GRU(Rule):
     kept to first order, not improved. A zero retain gradient asks for nothing.
 
     Source: Wang et al., "GRU: mitigating the trade-off between unlearning and retention for large language models", arXiv
-        2503.09117; without its running mean of g_R, so that the rule has no state.
+        2503.09117; here from the gradients of the step alone, so that the rule has no state.
     """
 
     def __call__(self, gram: Gram, losses: Losses | None = None) -> Coefficients:

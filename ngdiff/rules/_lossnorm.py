@@ -11,10 +11,10 @@ from ngdiff.rules._registry import Rule, register
 @register("lossnorm")
 @dataclass(frozen=True)
 class LossNorm(Rule):
-    """Gradients weighed by the inverse of their losses: d = g_R / L_R - g_F / L_F.
+    """Gradients weighed by the inverse of their losses: d = g_R / |L_R| - g_F / |L_F|.
 
-    A loss that is exactly zero has a zero gradient too (both objectives are bounded below by zero), so its coefficient is
-    defined as 0.
+    The absolute value is for forget objectives that are negative, because they are published as losses to be lowered. A loss
+    that is exactly zero has a zero gradient too (zero bounds every objective on one side), so its coefficient is defined as 0.
 
     Raises:
         ValueError: called without the losses.
@@ -37,4 +37,4 @@ class LossNorm(Rule):
 
 def _inverse(loss: Tensor) -> Tensor:
     zero = loss == 0
-    return torch.where(zero, torch.ones_like(loss), loss).reciprocal() * ~zero
+    return torch.where(zero, torch.ones_like(loss), loss.abs()).reciprocal() * ~zero

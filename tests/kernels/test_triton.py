@@ -4,6 +4,7 @@ On a machine with a GPU `NGDIFF_TEST_DEVICE=cuda make test` runs them there.
 """
 
 from collections.abc import Iterator
+from operator import neg
 from types import SimpleNamespace
 from typing import Any
 
@@ -322,11 +323,11 @@ def fused(rule: rules.Rule, theta: Tensor, pair: tuple[Tensor, Tensor], losses: 
     return launch.fused_step_(theta, *pair, rule=name, parameter=parameter, losses=losses, **arguments)
 
 
-every_rule = pytest.mark.parametrize("rule", ["ngdiff", "gdiff-0.9", "gdiff-0.1", "ga", "lossnorm"])
+every_rule = pytest.mark.parametrize("rule", ["ngdiff", "gdiff-0.9", "gdiff-0.1", "ga", "lossnorm", "retain"])
 
 
 @every_rule
-@given(pair=pairs(), losses=st.tuples(strategies.losses(), strategies.losses()))
+@given(pair=pairs(), losses=st.tuples(strategies.losses(), st.one_of(strategies.losses(), strategies.losses().map(neg))))
 def test_device_rules_are_those_of_the_library(rule, pair, losses):
     library, values = rules.get(rule), doubles(*losses)
     report = fused(library, torch.zeros(len(pair.retain)), pair[:2], values)
@@ -338,7 +339,7 @@ def test_device_rules_are_those_of_the_library(rule, pair, losses):
 
 def test_every_rule_with_a_device_form_is_tested_here():
     forms = {rules.get(name).kernel for name in rules.names()}
-    tested = {rules.get(name).kernel for name in ("ngdiff", "gdiff", "ga", "lossnorm")}
+    tested = {rules.get(name).kernel for name in ("ngdiff", "gdiff", "ga", "lossnorm", "retain")}
     assert forms - {None} == tested
     assert {name for name, _ in tested} == set(launch.RULES)
 

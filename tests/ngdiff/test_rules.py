@@ -183,6 +183,12 @@ def test_lossnorm_takes_a_zero_loss_as_no_task():
     assert (c.retain.item(), c.forget.item()) == (4.0, 0.0)
 
 
+def test_lossnorm_raises_a_negative_forget_loss_too():
+    """Its coefficient stays positive, so that the step still ascends."""
+    c = rules.get("lossnorm")(Gram(*doubles(4.0, 4.0, 0.0)), Losses(*doubles(0.25, -0.5)))
+    assert (c.retain.item(), c.forget.item()) == (4.0, 2.0)
+
+
 def test_lossnorm_asks_for_losses():
     rule = rules.get("lossnorm")
     assert rule.needs_losses

@@ -18,8 +18,8 @@ def inverse_norm(square):
 
 @triton.jit
 def inverse_loss(loss):
-    """1 / L, and 0 for L = 0."""
-    return tl.where(loss == 0, 0.0, 1.0 / tl.where(loss == 0, 1.0, loss))
+    """1 / |L|, and 0 for L = 0."""
+    return tl.where(loss == 0, 0.0, 1.0 / tl.where(loss == 0, 1.0, tl.abs(loss)))
 
 
 @triton.jit

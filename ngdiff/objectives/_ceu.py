@@ -1,0 +1,27 @@
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ngdiff.objectives._tokens import scored_tokens
+
+
+def ceu(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy unlearning, to be raised and so negative: minus the cross-entropy to the model itself without the answer.
+
+    The target is the model's own distribution, taken as a constant, with the answer's token at probability 0.
+
+    Args:
+        logits: shape (rows, tokens, vocabulary), vocabulary >= 2.
+        labels: shape (rows, tokens), with -100 where a token is not scored.
+
+    Returns:
+        Shape (), at most 0.
+
+    Raises:
+        ValueError: no token is scored.
+
+    Source: Yang, "CE-U: cross entropy unlearning", arXiv 2503.01224.
+    """
+    scored = scored_tokens(logits, labels, "ceu")
+    others = scored.logits.detach().scatter(-1, scored.targets[:, None], torch.full_like(scored.logits[:, :1], -torch.inf))
+    return -cross_entropy(scored.logits, others.softmax(-1))
