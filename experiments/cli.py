@@ -33,6 +33,9 @@ def tofu(
     methods: Annotated[
         str, typer.Option(help="Rules, separated by commas, each with an optional @rate or @auto.")
     ] = "ngdiff,ga,gdiff-0.9,gdiff-0.5,gdiff-0.1,lossnorm",
+    own_rules: Annotated[
+        str | None, typer.Option(help="Python file that registers rules of your own with @ngdiff.rules.register.")
+    ] = None,
     bases: Annotated[str, typer.Option(help="Base optimizers, separated by commas: adamw, sgd, momentum.")] = "adamw",
     rates: Annotated[str, typer.Option(help="Learning rates to try for methods without their own; the best is kept.")] = "",
     steps: Annotated[int, typer.Option(help="Steps of unlearning.")] = 120,
@@ -66,6 +69,7 @@ def tofu(
         finetune_batch=finetune_batch,
         finetune_lr=finetune_lr,
         methods=_split(methods),
+        own_rules=own_rules,
         bases=_split(bases),
         rates=_split(rates, _rate),
         steps=steps,

@@ -20,6 +20,7 @@ from experiments.lm.scoring import answer_nll
 from experiments.lm.training import FROM_SCRATCH, PRETRAINED, Schedule, finetune
 from experiments.lm.unlearning import Method, unlearn
 from experiments.output import Output
+from experiments.own_rules import load_rules
 from experiments.progress import Progress
 from experiments.stages import Stages, code_hash, read_json, write_json, write_text
 from experiments.tofu.data import EvaluationRow, Row, TofuData, load
@@ -158,9 +159,10 @@ class TofuRun:
             self._save(model, folder)
             write_text(folder / "metrics.jsonl", _lines(records))
 
-        return self.stages.run(
-            name, {"start": start.name, "method": asdict(method), "steps": s.steps, "batch": s.batch}, compute
-        )
+        inputs = {"start": start.name, "method": asdict(method), "steps": s.steps, "batch": s.batch}
+        if s.own_rules:
+            inputs["own_rules"] = load_rules(s.own_rules)  # what the file says now
+        return self.stages.run(name, inputs, compute)
 
     def _evaluate(self, name: str, folder: Path) -> dict[str, list[ScoredRow]]:
         def compute(target: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from experiments.errors import UserError
 from experiments.lm.models import SIZES
 from experiments.lm.unlearning import BASES, Method
+from experiments.own_rules import load_rules
 from experiments.tofu.data import PRESETS
 from ngdiff import rules
 
@@ -28,6 +29,7 @@ class Settings:
         size: of the model trained from scratch, see `models.SIZES`.
         epochs, finetune_batch, finetune_lr: fine-tuning; None takes the schedule of the kind of model.
         methods: rules, each with an optional "@rate": "ngdiff", "ngdiff@auto", "ga@1e-4".
+        own_rules: Python file that registers rules of the user's own, for `methods`.
         bases: base optimizers.
         rates: learning rates to try for the methods without one; the best is kept. Empty takes the default of the base.
         steps, batch: of unlearning; `batch` rows a task.
@@ -45,6 +47,7 @@ class Settings:
     finetune_batch: int | None = None
     finetune_lr: float | None = None
     methods: tuple[str, ...] = ("ngdiff", "ga", "gdiff-0.9", "gdiff-0.5", "gdiff-0.1", "lossnorm")
+    own_rules: str | None = None
     bases: tuple[str, ...] = ("adamw",)
     rates: tuple[float, ...] = ()
     steps: int = 120
@@ -75,6 +78,8 @@ class Settings:
                 raise UserError(f"--{name}: found none; name at least one")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed: found {self.seed}; give a whole number from 0 to 4294967295")
+        if self.own_rules:
+            load_rules(self.own_rules)
         self.trials()
 
     def trials(self) -> dict[str, list[Method]]:

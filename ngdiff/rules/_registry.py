@@ -1,5 +1,6 @@
 """Rules by name, for the command line and configuration files."""
 
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, ClassVar, TypeVar
@@ -52,9 +53,14 @@ _RULES: dict[str, type[Rule]] = {}
 def register(name: str) -> Callable[[R], R]:
     """Class decorator: make a rule available to `get` under `name`.
 
+    Args:
+        name: small letters, digits and hyphens, so that it can stand in a command and in the name of a file.
+
     Raises:
-        ValueError: another rule has that name.
+        ValueError: another rule has that name, or it has other characters.
     """
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+        raise ValueError(f"register: rule name {name!r}; take small letters, digits and hyphens, e.g. 'my-rule'")
 
     def add(rule: R) -> R:
         if name in _RULES:

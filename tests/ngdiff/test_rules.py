@@ -293,6 +293,12 @@ def test_register_refuses_a_taken_name(registry):
     assert rules.get("ngdiff") == rules.NGDiff()
 
 
+@pytest.mark.parametrize("name", ["", "Mine", "a/b", "a b", "-a", "a--b"])
+def test_register_refuses_a_name_that_no_file_could_have(registry, name):
+    with pytest.raises(ValueError, match="take small letters, digits and hyphens"):
+        rules.register(name)(rules.GA)
+
+
 def test_a_rule_without_call_says_so():
     class Empty(rules.Rule):
         pass
