@@ -56,6 +56,6 @@ def idk_dpo(
         raise ValueError(f"idk_dpo: {len(refusal_labels)} refusals for {rows} answers; give one a row")
     check_rows("idk_dpo", "reference", reference, rows)
     check_rows("idk_dpo", "refusal_reference", refusal_reference, rows)
-    preferred = answer_log_probs(refusal_logits, refusal_labels) - refusal_reference
-    rejected = answer_log_probs(logits, labels) - reference
+    preferred = answer_log_probs(refusal_logits, refusal_labels) - refusal_reference.detach()
+    rejected = answer_log_probs(logits, labels) - reference.detach()
     return 2 / beta * logsigmoid(beta * (preferred - rejected)).mean()

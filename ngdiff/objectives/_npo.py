@@ -27,5 +27,5 @@ def npo(logits: Tensor, labels: Tensor, reference: Tensor, beta: float = 0.1) ->
     check_positive("npo", beta=beta)
     scored = scored_rows(logits, labels, "npo")
     check_rows("npo", "reference", reference, len(labels))
-    difference = scored.sums(scored.log_probs) - reference
+    difference = scored.sums(scored.log_probs) - reference.detach()
     return 2 / beta * logsigmoid(-beta * difference).mean()

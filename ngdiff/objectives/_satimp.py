@@ -21,5 +21,7 @@ def satimp(logits: Tensor, labels: Tensor, saturation: float = 5.0, importance: 
     """
     check_positive("satimp", saturation=saturation, importance=importance)
     log_probs = scored_tokens(logits, labels, "satimp").log_probs
-    p = log_probs.detach().exp()
-    return (p**saturation * (1 - p) ** importance * -log_probs).mean()
+    certain = log_probs.detach()
+    # 1 - p by expm1: for a memorised token it would cancel.
+    weight = (saturation * certain).exp() * (-certain.expm1()) ** importance
+    return (weight * -log_probs.masked_fill(weight == 0, 0)).mean()  # 0 for a token of probability 0, and not 0 * inf

@@ -20,7 +20,7 @@ def simnpo(logits: Tensor, labels: Tensor, beta: float = 4.5, delta: float = 0.0
         ValueError: a row has no scored token, or beta is not > 0.
 
     Source: Fan et al., "Simplicity prevails: rethinking negative preference optimization for LLM unlearning", arXiv 2410.07163.
-        Its weight gamma of the forget loss is the combination rule's business here.
+        The paper's margin gamma is beta delta; open-unlearning's weight gamma of the forget loss is the rule's business here.
     """
     check_positive("simnpo", beta=beta)
     scored = scored_rows(logits, labels, "simnpo")

@@ -40,7 +40,7 @@ def scored_tokens(logits: Tensor, labels: Tensor, objective: str) -> Scored:
     Raises:
         ValueError: the shapes do not belong together, or no token is scored.
     """
-    if logits.shape[:-1] != labels.shape:
+    if logits.shape[:-1] != labels.shape or labels.dim() != 2:
         raise ValueError(
             f"{objective}: logits of shape {tuple(logits.shape)} for labels of shape {tuple(labels.shape)}; "
             "give logits of shape (rows, tokens, vocabulary) for labels of shape (rows, tokens)"
@@ -81,6 +81,24 @@ def answer_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
     """
     scored = scored_rows(logits, labels, "answer_log_probs")
     return scored.sums(scored.log_probs)
+
+
+def cross_entropy_to(target: Tensor, logits: Tensor) -> Tensor:
+    """Mean over k tokens of -sum q log softmax(logits), q the target distribution; both of shape (k, vocabulary).
+
+    What has no probability in the target adds nothing, also where its logit is -inf, as that of a masked word is.
+    """
+    log_probs = logits.log_softmax(-1).masked_fill(target == 0, 0)
+    return -(target * log_probs).sum(-1).mean()
+
+
+def check_reference(objective: str, name: str, reference: Tensor, logits: Tensor) -> None:
+    """Refuse logits of another model that are not of the same shape, as with a vocabulary that one of them has padded."""
+    if reference.shape != logits.shape:
+        raise ValueError(
+            f"{objective}: {name} of shape {tuple(reference.shape)} for logits of shape {tuple(logits.shape)}; "
+            "give the logits of the model before unlearning, for the same batch"
+        )
 
 
 def check_positive(objective: str, **values: float) -> None:

@@ -1,8 +1,7 @@
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from ngdiff.objectives._tokens import scored_tokens
+from ngdiff.objectives._tokens import check_reference, cross_entropy_to, scored_tokens
 
 
 def undial(logits: Tensor, labels: Tensor, teacher: Tensor, strength: float = 10.0) -> Tensor:
@@ -25,6 +24,7 @@ def undial(logits: Tensor, labels: Tensor, teacher: Tensor, strength: float = 10
 
     Source: Dong et al., "UNDIAL: self-distillation with adjusted logits for robust unlearning", arXiv 2402.10052.
     """
+    check_reference("undial", "teacher", teacher, logits)
     scored, before = scored_tokens(logits, labels, "undial"), scored_tokens(teacher, labels, "undial")
     lowered = before.logits.detach().scatter_add(-1, before.targets[:, None], torch.full_like(before.logits[:, :1], -strength))
-    return -cross_entropy(scored.logits, lowered.softmax(-1))
+    return -cross_entropy_to(lowered.softmax(-1), scored.logits)

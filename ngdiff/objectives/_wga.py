@@ -23,4 +23,5 @@ def wga(logits: Tensor, labels: Tensor, beta: float = 1.0) -> Tensor:
     """
     check_positive("wga", beta=beta)
     log_probs = scored_tokens(logits, labels, "wga").log_probs
-    return (log_probs.detach().exp() ** beta * -log_probs).mean()
+    weight = log_probs.detach().exp() ** beta
+    return (weight * -log_probs.masked_fill(weight == 0, 0)).mean()  # 0 for a token of probability 0, and not 0 * inf

@@ -13,7 +13,8 @@ class AlignedMTL(Rule):
 
     With M the Gram matrix of g_R and -g_F the coefficients are sqrt(lambda_min) M^(-1/2) (1/2, 1/2), here by the closed form
     M^(-1/2) = (adj M + D) / (D sqrt(tr M + 2 D)), D = sqrt(det M). Where the gradients are parallel up to rounding M has one
-    direction, and the coefficients are its projection M / tr M of (1/2, 1/2). One of them may be negative.
+    direction, and the coefficients are its projection M / tr M of (1/2, 1/2); likewise where one gradient is 5e7 times as long
+    as the other, and there d jumps by as much. One of the coefficients may be negative.
 
     Source: Senushkin et al., "Independent component alignment for multi-task learning", arXiv 2305.19000, with the smallest
         eigenvalue as scale.

@@ -13,8 +13,8 @@ from ngdiff.rules._registry import Rule, register
 class LossNorm(Rule):
     """Gradients weighed by the inverse of their losses: d = g_R / |L_R| - g_F / |L_F|.
 
-    The absolute value is for forget objectives that are negative, because they are published as losses to be lowered. A loss
-    that is exactly zero has a zero gradient too (zero bounds every objective on one side), so its coefficient is defined as 0.
+    The absolute value is for forget objectives that are negative, because they are published as losses to be lowered. Where a
+    loss is exactly zero, and 1 / L without meaning, its coefficient is defined as 0.
 
     Raises:
         ValueError: called without the losses.

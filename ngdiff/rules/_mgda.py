@@ -19,7 +19,8 @@ class MGDA(Rule):
     """
 
     def __call__(self, gram: Gram, losses: Losses | None = None) -> Coefficients:
-        length = gram.retain + gram.forget + 2 * gram.cross  # rounding may leave less than 0
+        # The sum of both numerators, so that the weights add up to 1; rounding may leave less than 0.
+        length = (gram.forget + gram.cross) + (gram.retain + gram.cross)
         apart = length > 0
         divisor = torch.where(apart, length, torch.ones_like(length))
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, TypeVar
 
 from ngdiff.gram import Coefficients, Gram, Losses
@@ -84,8 +84,10 @@ def get(spec: str) -> Rule:
     """
     if spec in _RULES:
         return _RULES[spec]()
-    name, _, text = spec.rpartition("-")
-    if name not in _RULES or not fields(_RULES[name]):  # type: ignore[arg-type]
+    # The longest name that it begins with: a parameter may hold hyphens, as in "gdiff-1e-1".
+    name = max((known for known in _RULES if spec.startswith(f"{known}-")), key=len, default="")
+    text = spec[len(name) + 1 :]
+    if not name or not is_dataclass(_RULES[name]) or not fields(_RULES[name]):  # type: ignore[arg-type]
         raise ValueError(f"rule: unknown name {spec!r}; choose one of {', '.join(names())}, e.g. 'ngdiff' or 'gdiff-0.9'")
     try:
         value: Any = float(text)

@@ -268,7 +268,7 @@ def a_file(folder: Path) -> list[str]:
     [
         (["--preset", "big"], "--preset: unknown value 'big'; choose one of mini"),
         (["--size", "7b"], "--size: unknown value '7b'; choose one of 1m"),
-        (["--methods", "ngdif"], "unknown name 'ngdif'; choose one of ga"),
+        (["--methods", "ngdif"], "unknown name 'ngdif'; choose one of aligned-mtl"),
         (["--methods", "gdiff-1.5"], "c = 1.5 is outside [0, 1]"),
         (["--methods", "ga@fast"], "'ga@fast' has 'fast' where a learning rate"),
         (["--methods", "ga,ga"], "with a repetition"),

@@ -213,7 +213,7 @@ FORGET = {
     "satimp": lambda x, y, r: objectives.satimp(x, y),
     "undial": lambda x, y, r: objectives.undial(x, y, r),
     "ceu": lambda x, y, r: objectives.ceu(x, y),
-    "rmu": lambda x, y, r: objectives.rmu(x, y, torch.linspace(0.1, 1, x.shape[-1], dtype=x.dtype)),
+    "rmu": lambda x, y, r: objectives.rmu(x, y, torch.linspace(0.1, 1, x.shape[-1], dtype=torch.float64)),
 }
 RETAIN = {
     "nll": FORGET["nll"],
@@ -257,6 +257,124 @@ def test_raising_it_lowers_an_answer_that_is_known(name):
     assert after < before
 
 
+def test_the_target_of_ceu_is_a_constant():
+    """The gradient is that of the cross-entropy to the others' probabilities, which do not move."""
+    logits, labels, _ = fixed()
+    FORGET["ceu"](logits, labels, None).backward()
+    other = logits.detach().clone().requires_grad_()
+    mask = labels[:, 1:] != IGNORE
+    x, y = other[:, :-1][mask], labels[:, 1:][mask]
+    target = x.detach().index_put((torch.arange(len(y)), y), torch.tensor(-math.inf, dtype=x.dtype)).softmax(-1)
+    (target * x.log_softmax(-1)).sum(-1).mean().backward()
+    assert torch.allclose(logits.grad, other.grad, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["npo", "idk_dpo", "undial", "kl", "activations"])
+def test_the_reference_is_a_constant(name):
+    """Also where it still belongs to a graph, and a second time."""
+    logits, labels, before = fixed()
+    free = before.clone().requires_grad_()
+    graph = 1.0 * free
+    answers = objectives.answer_log_probs(graph, labels)
+    calls = {
+        "npo": lambda x: objectives.npo(x, labels, answers),
+        "idk_dpo": lambda x: objectives.idk_dpo(x.flip(-1), labels, answers, x, labels, answers),
+        "undial": lambda x: objectives.undial(x, labels, graph),
+        "kl": lambda x: objectives.kl(x, labels, graph),
+        "activations": lambda x: objectives.activation_distance(x, labels, graph),
+    }
+    for _ in range(2):
+        calls[name](logits).backward()
+    assert free.grad is None
+    assert logits.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kl_at_its_reference_has_no_gradient_at_all(dtype):
+    """Not even of rounding: NGDiff would make a unit vector of it."""
+    logits, labels, _ = fixed()
+    x = logits.detach().to(dtype).requires_grad_()
+    loss = objectives.kl(x, labels, x.detach().clone())
+    loss.backward()
+    assert not x.grad.any()
+    assert abs(loss.item()) <= 1e-6
+
+
+def test_kl_has_the_gradient_and_the_curvature_of_its_formula():
+    logits, labels, reference = fixed()
+    mask = labels[:, 1:] != IGNORE
+
+    def plain(x):
+        log_q, log_p = (z[:, :-1][mask].log_softmax(-1) for z in (reference, x))
+        return (log_q.exp() * (log_q - log_p)).sum(-1).mean()
+
+    v = torch.randn_like(logits)
+    both = []
+    for loss in (plain, lambda x: objectives.kl(x, labels, reference)):
+        x = logits.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(x), x, create_graph=True)
+        (product,) = torch.autograd.grad((gradient * v).sum(), x)
+        both.append(torch.stack([gradient.detach(), product]))
+    assert torch.allclose(*both, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["nll", "npo", "simnpo", "wga", "satimp", "undial", "ceu", "kl"])
+def test_a_masked_word_changes_nothing(name):
+    """A logit of -inf that is no answer, as of a padded vocabulary: value and gradient are finite, and those without it."""
+    logits, labels, reference = fixed()
+    objective = (FORGET | RETAIN)[name]
+    objective(logits, labels, reference).backward()
+    pad = torch.full((2, 5, 1), -math.inf, dtype=torch.float64)
+    wide = torch.cat([logits.detach(), pad], -1).requires_grad_()
+    found = objective(wide, labels, torch.cat([reference, pad], -1))
+    found.backward()
+    assert torch.allclose(found.detach(), objective(logits, labels, reference).detach(), rtol=1e-12, atol=0)
+    assert torch.allclose(wide.grad[..., :-1], logits.grad, rtol=1e-10, atol=1e-15)
+    assert not wide.grad[..., -1].any()
+
+
+@pytest.mark.parametrize("name", ["wga", "satimp"])
+def test_an_impossible_answer_weighs_nothing(name):
+    logits, labels, _ = fixed()
+    with torch.no_grad():
+        logits[1, 2, labels[1, 3]] = -math.inf
+    loss = FORGET[name](logits, labels, None)
+    loss.backward()
+    assert loss.detach().isfinite()
+    assert logits.grad.isfinite().all()
+
+
+def test_satimp_keeps_the_digits_of_a_memorised_token():
+    """1 - p = 3e-8 in float32, where 1 - exp(log p) has one digit."""
+    logits = torch.zeros(1, 2, 2)
+    logits[0, 0, 0] = math.log(1 / 3e-8)
+    found = objectives.satimp(logits, torch.tensor([[0, 0]]))
+    assert float(found) == pytest.approx(3e-8 * 3e-8, rel=0.5)
+    lp = float(logits[0, 0].log_softmax(-1)[0])
+    assert float(found) == pytest.approx(lp * lp, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [2000.0, 1e-30])
+def test_rmu_normalises_a_direction_of_any_size(size):
+    activations, labels = torch.randn(1, 3, 4096), torch.zeros(1, 3, dtype=torch.long)
+    dtype = torch.float16 if size > 1 else torch.float32
+    found = objectives.rmu(activations, labels, torch.full((4096,), size, dtype=dtype))
+    assert torch.equal(found, objectives.rmu(activations, labels, torch.ones(4096)))
+
+
+def test_activations_that_do_not_count_may_be_nan():
+    activations = torch.randn(2, 4, HIDDEN, dtype=torch.float64)
+    activations[0, :2] = math.nan
+    activations.requires_grad_()
+    labels = torch.zeros(2, 4, dtype=torch.long)
+    labels[0, :2] = IGNORE
+    loss = objectives.rmu(activations, labels, torch.ones(HIDDEN))
+    loss.backward()
+    assert loss.detach().isfinite()
+    assert activations.grad.isfinite().all()
+    assert not activations.grad[0, :2].any()
+
+
 @pytest.mark.parametrize(("name", "weight"), [("wga", lambda p: p), ("satimp", lambda p: p**5 * (1 - p))])
 def test_weights_are_constants(name, weight):
     """The gradient is that of the cross-entropy with fixed weights."""
@@ -284,9 +402,9 @@ def test_npo_with_a_small_beta_is_the_log_likelihood():
 def test_low_precision_is_computed_in_float32(name):
     logits, labels, reference = (x.detach() for x in fixed())
     narrow = logits.bfloat16()
-    found = FORGET[name](narrow, labels, reference.float())
+    found, expected = (FORGET[name](x, labels, reference.float()) for x in (narrow, narrow.float()))
     assert found.dtype == torch.float32
-    assert torch.isfinite(found)
+    assert torch.equal(found, expected)
 
 
 # Bad input
@@ -299,8 +417,18 @@ def test_low_precision_is_computed_in_float32(name):
         (lambda x, y: objectives.npo(x, y, torch.zeros(2), beta=0.0), r"npo: beta = 0.0 must be > 0"),
         (lambda x, y: objectives.npo(x, torch.full_like(y, IGNORE), torch.zeros(2)), "npo: no scored token"),
         (lambda x, y: objectives.simnpo(x, y.index_fill(0, torch.tensor(1), IGNORE)), "simnpo: row 1 has no scored token"),
-        (lambda x, y: objectives.undial(x, y, x[:1]), r"undial: logits of shape \(1, 5, 13\) for labels of shape \(2, 5\)"),
+        (
+            lambda x, y: objectives.undial(x, y, x[:1]),
+            r"undial: teacher of shape \(1, 5, 13\) for logits of",
+        ),
+        (lambda x, y: objectives.kl(x, y, x[..., :1]), r"kl: reference of shape \(2, 5, 1\)"),
+        (
+            lambda x, y: objectives.nll(x[None], y[None]),
+            r"nll: logits of shape \(1, 2, 5, 13\) for labels of",
+        ),
+        (lambda x, y: objectives.ceu(x[..., :1], torch.zeros_like(y)), "ceu: a vocabulary of 1 has no other token"),
         (lambda x, y: objectives.rmu(x, y, torch.zeros(VOCABULARY)), "rmu: direction of shape"),
+        (lambda x, y: objectives.rmu(x, y, torch.full((VOCABULARY,), math.nan)), "rmu: direction of shape"),
         (lambda x, y: objectives.rmu(x, torch.full_like(y, IGNORE), torch.ones(VOCABULARY)), "row 0 has no token that counts"),
         (lambda x, y: objectives.activation_distance(x, y, torch.zeros(2)), r"activation_distance: activations \(2, 5, 13\)"),
         (
@@ -344,7 +472,7 @@ def test_every_objective_with_every_rule(problem, forget, rule):
             with optimizer.task(task):
                 losses[task] = objective(model(input_ids=ids[task]).logits, labels, before[task])
                 losses[task].backward()
+            assert losses[task].detach().isfinite()
         optimizer.step(losses=(losses["retain"], losses["forget"]))
     assert optimizer.skipped_steps == 0
-    assert all(loss.detach().isfinite() for loss in losses.values())
     assert any(not torch.equal(a, b) for a, b in zip(start, model.parameters(), strict=True))

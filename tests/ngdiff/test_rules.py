@@ -238,6 +238,7 @@ def test_names_are_sorted_and_complete():
         ("imtl-g", rules.IMTLG()),
         ("munba", rules.NashMTL()),
         ("cagrad-0.2", rules.CAGrad(0.2)),
+        ("gdiff-1e-1", rules.GDiff(0.1)),
     ],
 )
 def test_get(spec, rule):
@@ -248,6 +249,16 @@ def test_get(spec, rule):
 def test_get_lists_the_names_when_it_knows_none(spec):
     with pytest.raises(ValueError, match=f"rule: unknown name '{spec}'; choose one of {', '.join(EVERY)}"):
         rules.get(spec)
+
+
+def test_a_rule_without_parameters_need_not_be_a_dataclass(registry):
+    @rules.register("plain")
+    class Plain(rules.Rule):
+        pass
+
+    assert isinstance(rules.get("plain"), Plain)
+    with pytest.raises(ValueError, match="unknown name 'plain-2'"):
+        rules.get("plain-2")
 
 
 @pytest.mark.parametrize(("spec", "text"), [("gdiff-", ""), ("gdiff-high", "high"), ("gdiff-0,9", "0,9")])
