@@ -6,8 +6,10 @@ and how many loads and stores of 16 bytes there are beside how many there must b
 
 import argparse
 import json
+import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -168,6 +170,9 @@ def report() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    # Triton goes through sets of names, so the order of its code, and with it a register or two, depends on Python's hashes.
+    if os.environ.get("PYTHONHASHSEED") != "0":
+        os.execve(sys.executable, sys.orig_argv, os.environ | {"PYTHONHASHSEED": "0"})
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     out = parser.parse_args().out
