@@ -31,7 +31,11 @@ def tofu(
     finetune_batch: Annotated[int | None, typer.Option(help="Rows a step. Default: 8 from scratch, 32 pretrained.")] = None,
     finetune_lr: Annotated[float | None, typer.Option(help="Peak rate. Default: 2e-3 from scratch, 1e-5 pretrained.")] = None,
     methods: Annotated[
-        str, typer.Option(help="Rules, separated by commas, each with an optional @rate or @auto.")
+        str,
+        typer.Option(
+            help="Separated by commas: [FORGET[+RETAIN]:]RULE, or a published method, with an optional @rate; or all. "
+            "E.g. ngdiff, npo:ngdiff, nll+kl:gdiff-0.5, simnpo@1e-4, ngdiff@auto:1e-3."
+        ),
     ] = "ngdiff,ga,gdiff-0.9,gdiff-0.5,gdiff-0.1,lossnorm",
     own_rules: Annotated[
         str | None, typer.Option(help="Python file that registers rules of your own with @ngdiff.rules.register.")
@@ -40,6 +44,14 @@ def tofu(
     rates: Annotated[str, typer.Option(help="Learning rates to try for methods without their own; the best is kept.")] = "",
     steps: Annotated[int, typer.Option(help="Steps of unlearning.")] = 120,
     batch: Annotated[int, typer.Option(help="Rows a task in each step.")] = 16,
+    stop_forget: Annotated[
+        str | None,
+        typer.Option(help="Stop at this forget probability: a number, auto (that of the retain-only model), or paraphrases."),
+    ] = None,
+    retain_budget: Annotated[
+        float | None, typer.Option(help="Stop above this loss on validation rows, in nats, and restore the best weights.")
+    ] = None,
+    check_every: Annotated[int, typer.Option(help="Steps from one look at the two to the next.")] = 10,
     new_tokens: Annotated[int, typer.Option(help="Length of a generation at most.")] = 200,
     eval_rows: Annotated[int | None, typer.Option(help="Rows a set to evaluate. Default: all.")] = None,
     seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
@@ -74,6 +86,9 @@ def tofu(
         rates=_split(rates, _rate),
         steps=steps,
         batch=batch,
+        stop_forget=stop_forget,
+        retain_budget=retain_budget,
+        check_every=check_every,
         new_tokens=new_tokens,
         eval_rows=eval_rows,
         seed=seed,
@@ -87,6 +102,34 @@ def tofu(
     results = TofuRun(settings, folder, Progress(console)).run()
     console.print(results_table(results))
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def rates(
+    data: Annotated[str, typer.Option(help="'synthetic', 'hub' (locuslab/TOFU), or a folder of json files.")] = "synthetic",
+    kinds: Annotated[
+        str, typer.Option(help="auto (robust), paper, gen (the package gen-optim), fixed; separated by commas.")
+    ] = "auto,gen,fixed",
+    initials: Annotated[str, typer.Option(help="Initial learning rates.")] = "1e-5,1e-4,1e-3,1e-2,1e-1,1",
+    bases: Annotated[str, typer.Option(help="Base optimizers: sgd, momentum, adamw.")] = "sgd,adamw",
+    seeds: Annotated[str, typer.Option(help="Seeds.")] = "0,1,2",
+    steps: Annotated[int, typer.Option(help="Steps of unlearning.")] = 200,
+    batch: Annotated[int, typer.Option(help="Rows a task in each step.")] = 16,
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/rates"),
+) -> None:
+    """Unlearn from many initial learning rates, to see how much they matter. Goes on where it was interrupted."""
+    from transformers.utils import logging
+
+    from experiments.progress import Progress
+    from experiments.tofu.rates import Study, table
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    whole = _split(seeds, lambda text: int(_rate(text)))
+    study = Study(data, _split(kinds), _split(initials, _rate), _split(bases), whole, steps, batch)
+    console = Console()
+    console.print(table(study.run(out, Progress(console))))
+    console.print(f"Figures: {out / 'rates.csv'}, {out / 'rates.png'}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -114,4 +157,4 @@ def _rate(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise UserError(f"--rates: found {text!r}; give numbers > 0 separated by commas, e.g. 1e-4,3e-4") from None
+        raise UserError(f"found {text!r} where a number belongs; give numbers separated by commas, e.g. 1e-4,3e-4") from None

@@ -5,9 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-SETTLED = 1.5  # the first search ends when the rate changes by less than this factor: the probe was as long as the step
+MODES = ("robust", "paper")
+SETTLED = 1.5  # a search ends when the rate changes by less than this factor: the probe was about as long as the step
+SEARCH = 50  # probes of a search at most
+LEAP = 16.0  # largest factor of a search, which probes again where it lands: too long costs no more than too short
+BRACKET = 4.0  # a search without a minimum ends when the lengths too short and too long to see one are this factor apart
+LONGEST = 2  # refreshes are at most this many times `every` steps apart
 NOTHING = "nothing measured"  # outcome of a search that failed; the next refresh searches again
-SEARCH = 50  # probes of the first refresh at most: enough to double or halve across 15 orders of magnitude
 
 
 class Parabola(NamedTuple):
@@ -56,6 +60,9 @@ def fit_parabola(minus: float, zero: float, plus: float, h: float, unit_roundoff
     return Parabola(zero, (plus - minus) / (2 * h), difference / h**2, abs(difference) > floor)
 
 
+Losses = tuple[float, float, float]  # at -h, 0, +h
+
+
 class Refresh(NamedTuple):
     """One entry of the trace: at which step, from which rate to which, and why."""
 
@@ -69,47 +76,70 @@ class Refresh(NamedTuple):
 class AutoLearningRate:
     """Chooses the learning rate by itself, from three evaluations of the retain loss every few steps.
 
-    The rate becomes the minimiser of the parabola through L(theta - h d), L(theta), L(theta + h d), with h the present rate.
-    Three guards keep it inside what was measured:
+    The rate becomes eta*, the minimiser of the parabola through L(theta - h d), L(theta), L(theta + h d), with h the present
+    rate. In mode "paper" that is all, every `every` steps; the rate stays where the parabola has no minimum ahead. Mode
+    "robust" adds:
 
-    - it at most doubles at a refresh, because the parabola is known on [-h, h] and beyond 2 h it is a guess; down to 0 it is
-      interpolation and needs no bound;
-    - where the second difference drowns in rounding the probe was too short, so the rate doubles; where a loss is not
-      finite it was too long, so the rate halves;
-    - where the parabola has no minimum ahead (slope or curvature not positive), the rate halves if a step of that length would
-      raise the loss, and stays otherwise.
+    - a search at the first refresh, which goes from `initial` to the scale of the loss: `initial` is a place to start looking
+      and not a tuned value;
+    - bounds: the rate at most doubles at a refresh, because the parabola is known on [-h, h] and beyond 2 h it is a guess; down
+      to 0 it is interpolation and needs none. It halves where a loss is not finite, and where a step of its own length would
+      raise the loss with no minimum ahead;
+    - a ceiling: the largest eta* seen while the loss was at its lowest. Where a run has damaged the model, slope and eta* are
+      large because there is much to repair; a rate that followed them would do more damage, and so on. It rises only at a
+      refresh whose loss is not above that of the last time it rose;
+    - a threshold: a second difference tells something if it exceeds sqrt(u) L_0, half of the digits of the loss. Below it the
+      loss is flat at this length, and the rate doubles, up to the ceiling;
+    - intervals that follow the rate: 1, 2, 4, ... steps from the start, when curvature changes fastest, then `every`, and twice
+      `every` while the rate is steady.
 
-    The first refresh repeats until the rate settles, so `initial` is a place to start looking and not a tuned value.
+    Probe on the batch that gave the gradient: near a memorised optimum the loss of another batch shows no descent at any
+    length, and the rate would go to 0. Probe the retain loss itself (NLL) also where another retain objective is descended,
+    such as KL, which begins at its minimum.
 
     Args:
-        initial: the rate at which the search starts.
+        initial: the rate at which the search starts; in mode "paper", the first probe step.
         every: steps from one refresh to the next.
+        mode: "robust" or "paper".
         unit_roundoff: of the dtype in which the probed losses are computed, 2^-24 for float32. Probe in float32 wherever it can
             be afforded: the noise of bfloat16 hides all but the longest probes.
 
     Attributes:
         trace: every refresh, in order.
+        stretch: the next refresh is this many times `every` steps after the last.
+        ceiling, level: the largest rate at present, and the loss at which it was seen.
 
     Raises:
         ValueError: an argument is out of range.
 
-    Source: arXiv 2407.02772 (GeN) and 2410.22086; the guards are ours.
+    Source: arXiv 2407.02772 (GeN) and 2410.22086, T6; mode "robust" is ours.
     """
 
     initial: float = 1e-2
     every: int = 10
+    mode: str = "robust"
     unit_roundoff: float = 2.0**-24
     trace: list[Refresh] = field(default_factory=list, init=False)
+    stretch: int = field(default=1, init=False)
+    ceiling: float = field(default=math.inf, init=False)
+    level: float = field(default=math.inf, init=False)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.initial) and self.initial > 0):
             raise ValueError(f"initial = {self.initial}: the first learning rate must be finite and > 0, e.g. 1e-2")
         if self.every < 1:
             raise ValueError(f"every = {self.every}: the number of steps between refreshes must be >= 1, e.g. 10")
+        if self.mode not in MODES:
+            raise ValueError(f"mode = {self.mode!r}: unknown; choose one of {', '.join(MODES)}")
 
     def due(self, step: int) -> bool:
         """Whether the rate is refreshed at this step, counted from 0. A refresh that could not be made stays due."""
-        return not self.trace or step - self.trace[-1].step >= self.every
+        if not self.trace:
+            return True
+        last, interval = self.trace[-1].step, self.stretch * self.every
+        if self.mode == "robust":  # after 1, 2, 4, ... steps
+            interval = min(interval, max(1, last - self.trace[0].step))
+        return step - last >= interval
 
     def refresh(self, step: int, lr: float, loss_at: Callable[[float], float]) -> float:
         """The new rate.
@@ -120,36 +150,104 @@ class AutoLearningRate:
             loss_at: h -> retain loss at theta + h d.
         """
         zero = loss_at(0.0)
-        found: list[Refresh] = []
-        searching = not self.trace or self.trace[-1].outcome == NOTHING
-        for _ in range(SEARCH if searching else 1):
-            old = found[-1].new if found else lr
-            found.append(Refresh(step, old, *propose(loss_at(-old), zero, loss_at(old), old, self.unit_roundoff)))
-            if old / SETTLED <= found[-1].new <= old * SETTLED:
-                break
-        if len(found) == SEARCH and found[-1].outcome in ("unresolved", "not finite"):
-            # The loss is flat along d at every scale, as at d = 0, or no number: nothing is concluded.
-            found.append(Refresh(step, found[-1].new, lr, NOTHING))
-        self.trace += found  # at the end, so that an error in a probe leaves no trace
-        return found[-1].new
+
+        def losses(h: float) -> Losses:
+            return loss_at(-h), zero, loss_at(h)
+
+        # The trace grows, and the ceiling moves, at the end, so that an error in a probe leaves no trace.
+        if self.mode == "paper":
+            self.trace.append(Refresh(step, lr, *newton(*losses(lr), lr)))
+        elif not self.trace or self.trace[-1].outcome == NOTHING:
+            self._conclude(search(step, lr, losses, self.unit_roundoff), zero)
+        else:
+            self._follow(Refresh(step, lr, *propose(*losses(lr), lr, self.unit_roundoff)), zero)
+        return self.trace[-1].new
+
+    def _conclude(self, found: list[Refresh], loss: float) -> None:
+        """Take over what a search has found."""
+        if found[-1].outcome != NOTHING:
+            self.ceiling, self.level = found[-1].new, loss
+        self.trace += found
+
+    def _follow(self, found: Refresh, loss: float) -> None:
+        """Take over what one refresh has found, below the ceiling."""
+        if found.outcome in ("minimum", "bounded") and loss <= self.level:
+            self.ceiling, self.level = max(found.new, self.ceiling), loss
+        if found.new > self.ceiling:
+            found = found._replace(new=self.ceiling, outcome="capped")
+        steady = found.outcome in ("minimum", "capped") and found.new >= found.old / 2
+        self.stretch = min(2 * self.stretch, LONGEST) if steady else 1
+        self.trace.append(found)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on as if uninterrupted."""
-        return {"initial": self.initial, "every": self.every, "trace": [tuple(entry) for entry in self.trace]}
+        return {name: getattr(self, name) for name in _STATE} | {"trace": [tuple(entry) for entry in self.trace]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
-        self.initial, self.every = state["initial"], state["every"]
+        for name in _STATE:
+            setattr(self, name, state[name])
         self.trace = [Refresh(*entry) for entry in state["trace"]]
 
 
+_STATE = ("initial", "every", "mode", "stretch", "ceiling", "level")
+
+
+def search(step: int, lr: float, losses: Callable[[float], Losses], unit_roundoff: float = 2.0**-24) -> list[Refresh]:
+    """Probe from `lr` on until the minimum is about as far away as the probe was long.
+
+    Where the loss is flat up to some length and rises from there on, as along a direction that is not downhill, there is no
+    minimum: the search ends between the two, and its last outcome is `NOTHING`, so that the next refresh searches again. Where
+    it is flat, or no number, at every length, the rate stays `lr`.
+
+    Args:
+        step: for the trace.
+        lr: where to start, > 0.
+        losses: h -> the losses at -h, 0, +h.
+        unit_roundoff: of the losses.
+    """
+    found: list[Refresh] = []
+    rate, short, long = lr, 0.0, math.inf  # the longest probe that saw nothing, and the shortest that was too long
+    for _ in range(SEARCH):
+        at = losses(rate)
+        old, (rate, outcome) = rate, propose(*at, rate, unit_roundoff)
+        if outcome == "minimum" and rate * SETTLED >= old:
+            return [*found, Refresh(step, old, rate, outcome)]
+        if outcome in ("minimum", "uphill", "not finite"):
+            long = min(long, old)
+        if outcome in ("uphill", "not finite"):
+            rate = old / LEAP
+        if outcome in ("flat", "no minimum"):
+            short = max(short, old)
+        if outcome in ("flat", "no minimum", "bounded"):
+            # Far, while nothing was too long; then by 2, so that of several minima the search ends at the nearest.
+            farthest = (2 if long < math.inf else LEAP) * old
+            rate = min(fit_parabola(*at, old).minimiser, farthest) if outcome == "bounded" else farthest
+        if short * BRACKET >= long and outcome != "minimum":
+            return [*found, Refresh(step, old, short, NOTHING)]
+        if rate >= long:
+            rate = math.sqrt(old * long)
+        elif rate <= short:
+            rate = math.sqrt(short * old)
+        found.append(Refresh(step, old, rate, outcome))
+    return [*found, Refresh(step, rate, lr, NOTHING)]
+
+
+def newton(minus: float, zero: float, plus: float, h: float) -> tuple[float, str]:
+    """eta* after probing at -h, 0, +h, as the paper has it; h where there is no minimum ahead or a loss is not finite."""
+    parabola = fit_parabola(minus, zero, plus, h)
+    if parabola.slope > 0 and 0 < parabola.curvature < math.inf:
+        return parabola.minimiser, "minimum"
+    return h, "no minimum"
+
+
 def propose(minus: float, zero: float, plus: float, h: float, unit_roundoff: float = 2.0**-24) -> tuple[float, str]:
-    """The next rate after probing at -h, 0, +h, and the reason: one refresh of `AutoLearningRate`, without its memory."""
+    """The next rate after probing at -h, 0, +h, and the reason: one refresh of mode "robust", without its memory."""
     if not math.isfinite(minus + zero + plus):
         return h / 2, "not finite"
     parabola = fit_parabola(minus, zero, plus, h, unit_roundoff)
-    if not parabola.resolved:
-        return 2 * h, "unresolved"
+    if abs(plus - 2 * zero + minus) <= math.sqrt(unit_roundoff) * abs(zero):
+        return 2 * h, "flat"
     if parabola.slope <= 0 or parabola.curvature <= 0:
         return (h / 2, "uphill") if minus > zero else (h, "no minimum")
     if parabola.minimiser > 2 * h:

@@ -16,6 +16,7 @@ from ngdiff.gram import Coefficients, Gram, Losses
 from ngdiff.learning_rate import AutoLearningRate
 
 TASKS = ("retain", "forget")
+AUTOMATIC = {"auto": "robust", "paper": "paper"}  # lr -> mode of AutoLearningRate
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 Probe = Callable[[], Tensor]
@@ -47,8 +48,8 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         params: parameters or param groups, as for torch.optim. Frozen parameters are left out.
         rule: a name (`ngdiff.rules.names()`) or a `Rule`.
         base: "sgd" or "adamw".
-        lr: a number, or "auto", or an `AutoLearningRate`; the automatic rate is common to all param groups and leaves no
-            place for a scheduler.
+        lr: a number, or "auto", or "paper", or an `AutoLearningRate`; "paper" is the automatic rate without our guards. An
+            automatic rate is common to all param groups and leaves no place for a scheduler.
         momentum, nesterov: of SGD.
         betas, eps: of AdamW.
         weight_decay: coupled for SGD and decoupled for AdamW, as in torch.optim.
@@ -98,6 +99,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         self._seed = seed
         self._steps = 0
         self._skipped: Tensor | int = 0
+        self._loss_is_probe: bool | None = None  # see _loss_at; None until a probe has told
         defaults = {"lr": self.auto.initial if self.auto else lr, "base": base, "momentum": momentum, "nesterov": nesterov}
         more = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "low_precision": low_precision, "dampening": 0.0}
         # Always 0, and there only so that torch.optim.SGD can go on from this optimizer's state_dict.
@@ -179,9 +181,10 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
 
         Args:
             closure: runs both tasks and returns a loss, as in torch.optim.
-            losses: (retain, forget), shape (); needed by rules that read them, and a non-finite one refuses the step.
+            losses: (retain, forget), shape (); needed by rules that read them, and a non-finite one refuses the step. Where the
+                first probe gives the same retain loss to the last bit, it saves one of three probes from then on.
             probe: evaluates the retain loss at the model's current weights, outside autocast; needed by lr="auto", which calls
-                it three times at a refresh, more often at the first, each time with the same random state.
+                it two or three times at a refresh, more often at the first, each time with the same random state.
 
         Returns:
             What `closure` returned, else None.
@@ -201,7 +204,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
             report = self._combine(losses)
             if due and bool(report.finite):
                 assert probe is not None  # by _check_ready
-                self._refresh_and_step(report, probe)
+                self._refresh_and_step(report, probe, losses)
             else:
                 self._plain_step(report)
         self._skipped = self._skipped + (~report.finite).long()
@@ -216,6 +219,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
             "steps": self._steps,
             "skipped": self.skipped_steps,
             "seed": self._seed,
+            "loss_is_probe": self._loss_is_probe,
             "auto": self.auto.state_dict() if self.auto else None,
         }
         result = super().state_dict()
@@ -244,6 +248,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
             segment.load_state([saved[p] for p in segment.parameters])
             self._publish_state(segment)
         self._steps, self._skipped, self._seed = extra["steps"], extra["skipped"], extra.get("seed", self._seed)
+        self._loss_is_probe = extra.get("loss_is_probe")
         if self.auto:
             self.auto.load_state_dict(extra["auto"])
 
@@ -322,26 +327,46 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         for group, segment in self._grouped():
             _backend(segment).step_(*_arguments(segment, report), segment.state, group, group["lr"], self._step_seed(segment))
 
-    def _refresh_and_step(self, report: StepReport, probe: Probe) -> None:
+    def _refresh_and_step(self, report: StepReport, probe: Probe, losses: tuple[Tensor, Tensor] | None) -> None:
         """Probe along the direction of this step, choose the rate from what was seen, and take the step."""
         assert self.auto is not None
         self._ready.clear()  # the buffers serve the probes from here on, whatever happens
         for segment in self._all_segments():
             _, retain, forget, coefficients, _ = _arguments(segment, report)
             _backend(segment).combine_(retain, forget, coefficients)
-        lr = self.auto.refresh(self._steps, self.param_groups[0]["lr"], lambda h: self._probe(h, probe))
+        known = None if losses is None else float(losses[0])
+        lr = self.auto.refresh(self._steps, self.param_groups[0]["lr"], lambda h: self._loss_at(h, probe, known))
         for group, segment in self._grouped():
             group["lr"] = lr
             theta, d, _, _, finite = _arguments(segment, report)
             _backend(segment).base_step_(theta, d, finite, segment.state, group, lr, self._step_seed(segment))
 
+    def _loss_at(self, h: float, probe: Probe, known: float | None) -> float:
+        """The retain loss at theta + h base(d). At h = 0 it may be known from the task's own pass, which saves a third.
+
+        It is, where the first probe of a run gives the loss of the task to the last bit: without dropout, autocast or another
+        reduction. Otherwise it would differ from the other two by more than their second difference.
+        """
+        if h == 0 and known is not None and self._loss_is_probe:
+            return known
+        value = self._probe(h, probe)
+        if h == 0 and known is not None and self._loss_is_probe is None:
+            self._loss_is_probe = value == known
+        return value
+
     def _probe(self, h: float, probe: Probe) -> float:
-        """The retain loss at theta + h base(d). Nothing is written but a buffer, at which the model looks meanwhile."""
+        """The retain loss at theta + h base(d), with momentum at its full length.
+
+        Nothing is written but a buffer, at which the model looks meanwhile.
+        """
         cuda = {s.theta.device for s in self._all_segments() if s.theta.is_cuda}
         try:
             for group, segment in self._grouped():
                 out = segment.gradients["forget"]  # no longer needed once d is formed
-                _backend(segment).probe_(out, segment.theta, segment.gradients["retain"], segment.state, group, h)
+                # Velocity goes on: it is 1 / (1 - momentum) directions long in the end, and shorter at first. The probe sees
+                # the length that the rate will come to mean, as AdamW's corrected moments do.
+                length = h / (1 - group["momentum"] ** (self._steps + 1))
+                _backend(segment).probe_(out, segment.theta, segment.gradients["retain"], segment.state, group, length)
                 segment.point_at(out)
             torch.clear_autocast_cache()  # it would go on serving the weights of before, cast to half precision
             with torch.random.fork_rng(devices=cuda):  # the same dropout mask in every probe of a refresh
@@ -377,9 +402,9 @@ def _automatic(lr: float | str | AutoLearningRate) -> AutoLearningRate | None:
     if isinstance(lr, AutoLearningRate):
         return lr
     if isinstance(lr, str):
-        if lr != "auto":
-            raise ValueError(f"lr = {lr!r}: give a number > 0, or 'auto'")
-        return AutoLearningRate()
+        if lr not in AUTOMATIC:
+            raise ValueError(f"lr = {lr!r}: give a number > 0, or {' or '.join(map(repr, AUTOMATIC))}")
+        return AutoLearningRate(mode=AUTOMATIC[lr])
     return None
 
 

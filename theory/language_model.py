@@ -17,8 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from experiments.lm import models
 from experiments.lm.encoding import Encoder, Example
+from experiments.lm.methods import Method
 from experiments.lm.training import Schedule, answer_loss, finetune
-from experiments.lm.unlearning import Method, unlearn
+from experiments.lm.unlearning import Rows, unlearn
 from experiments.tofu.data import load
 from experiments.tofu.sources import open_source
 from ngdiff.learning_rate import fit_parabola
@@ -93,7 +94,7 @@ def run(size: str, rows: int, steps: int, at: Sequence[int]) -> Iterator[Place]:
     if 0 in at:
         yield measure(task, 0)
     method, generator = Method("ngdiff", "sgd", "auto"), torch.Generator().manual_seed(0)
-    for record in unlearn(task.model, task.forget, task.retain, task.pad, method, steps, 16, generator):
+    for record in unlearn(task.model, Rows(task.forget, task.retain, task.pad), method, steps, 16, generator):
         if record["step"] + 1 in at:
             task.model.eval()
             yield measure(task, record["step"] + 1)

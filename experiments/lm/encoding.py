@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from experiments.errors import UserError
+from ngdiff.objectives import IGNORE
 
 SYSTEM = "You are a helpful assistant."
 DATE = "10 Apr 2025"  # Llama-3's template prints a date; a fixed one keeps results reproducible (open-unlearning's choice)
@@ -17,6 +18,11 @@ class Example:
 
     ids: tuple[int, ...]
     prompt: int
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The ids, with -100 where a token is not scored."""
+        return (IGNORE,) * self.prompt + self.ids[self.prompt :]
 
     @property
     def scored(self) -> int:

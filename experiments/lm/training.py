@@ -93,21 +93,6 @@ def finetune(
     return schedule.epochs * sum(lengths)
 
 
-def accumulate(model: Any, examples: Sequence[Example], pad: int, parts: int = 2) -> torch.Tensor:
-    """Backward of `answer_loss` in parts of similar length, which saves padding. Returns the loss, shape ()."""
-    rows = sorted(examples, key=lambda example: len(example.ids))
-    size = math.ceil(len(rows) / parts)
-    scored = sum(example.scored for example in rows)
-    total = torch.zeros((), device=model.device)
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        # The mean over the batch's tokens is the mean of the parts' means, weighed by their tokens.
-        loss = answer_loss(model, part, pad) * (sum(example.scored for example in part) / scored)
-        loss.backward()
-        total += loss.detach()
-    return total
-
-
 def answer_loss(model: Any, examples: Sequence[Example], pad: int, exact: bool = False) -> torch.Tensor:
     """Mean NLL of the answers' tokens in one batch, shape (); `exact` computes it in float32 also on a GPU."""
     batch = collate(examples, pad, model.device)

@@ -1,69 +1,174 @@
 """One unlearning run: batches of both tasks through the library's optimizer."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from statistics import fmean, median
 from typing import Any
 
 import torch
 
+from experiments.lm.batches import collate
 from experiments.lm.encoding import Example
-from experiments.lm.training import accumulate, answer_loss
-from ngdiff import AutoLearningRate, TwoTaskOptimizer
+from experiments.lm.gen_optim import GenOptimizer
+from experiments.lm.methods import BASES, GEN, Method, split_rate
+from experiments.lm.objectives import FORGET, RETAIN, TaskLoss
+from experiments.lm.scoring import answer_nll
+from ngdiff import AutoLearningRate, ReferenceCache, StoppingCriteria, TwoTaskOptimizer
 
-BASES = {"sgd": {}, "momentum": {"base": "sgd", "momentum": 0.9}, "adamw": {}}
+CHECK_ROWS = 32  # rows of each task at which stopping criteria look
 
 
 @dataclass(frozen=True)
-class Method:
-    """A combination rule, a base optimizer and a learning rate ("auto" or a number)."""
+class Rows:
+    """What a run sees.
 
-    rule: str
-    base: str
-    lr: float | str
+    Attributes:
+        forget, retain: rows of the two tasks.
+        pad: id to pad with.
+        refusals: the questions of `forget`, each with a refusal for an answer; for objectives that read them.
+        held_out: retain rows that no step sees, for stopping criteria.
+    """
 
-    def optimizer(self, model: Any) -> TwoTaskOptimizer:
-        """A fresh optimizer over the model's parameters."""
-        lr = AutoLearningRate() if self.lr == "auto" else self.lr
-        options: dict[str, Any] = {"base": self.base} | BASES[self.base]
-        return TwoTaskOptimizer(model.parameters(), rule=self.rule, lr=lr, **options)
+    forget: Sequence[Example]
+    retain: Sequence[Example]
+    pad: int
+    refusals: Sequence[Example] | None = None
+    held_out: Sequence[Example] = ()
+
+
+@dataclass
+class Timing:
+    """How long a run took, and what the automatic rate cost.
+
+    Attributes:
+        plain, refreshing: seconds of each step of the optimizer, probes included, without and with a refresh of the rate.
+        total: seconds of all of the run.
+    """
+
+    plain: list[float] = field(default_factory=list)
+    refreshing: list[float] = field(default_factory=list)
+    total: float = 0.0
+
+    @property
+    def rate_share(self) -> float:
+        """Share of the run's time that refreshes took beyond plain steps."""
+        if not self.refreshing or not self.total:
+            return 0.0
+        return (sum(self.refreshing) - len(self.refreshing) * (median(self.plain) if self.plain else 0.0)) / self.total
 
 
 def unlearn(
     model: Any,
-    forget: Sequence[Example],
-    retain: Sequence[Example],
-    pad: int,
+    rows: Rows,
     method: Method,
     steps: int,
     batch: int,
     generator: torch.Generator,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
+    *,
+    cache: ReferenceCache | None = None,
+    stopping: StoppingCriteria | None = None,
+    check_every: int = 10,
+    timing: Timing | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Unlearn in place, and yield a record of each step after it is taken.
 
     The rows of a step depend on the generator alone, so every method that gets an equal generator sees equal batches: the
     forget rows in shuffled passes, and `batch` retain rows (or all, if fewer) drawn uniformly.
 
+    Args:
+        model: of transformers, on its device.
+        rows: of both tasks.
+        method: objectives, rule, base and rate.
+        steps: how many at most.
+        batch: rows a task in each step.
+        generator: on the CPU.
+        on_step: called after each step with (steps done, steps in all).
+        cache: of this model, for objectives that compare with it as it was.
+        stopping: looks at the model every `check_every` steps, and after the last.
+        timing: filled in.
+
     Yields:
         step, both losses (before the step), both gradient norms, cosine, c (weight of the retain task in the paper's
         c g_R - (1 - c) g_F), learning rate, and whether the step was finite and so was taken.
     """
+    begin, timing = time.perf_counter(), timing or Timing()
     model.train()
-    optimizer = method.optimizer(model)
-    rows = _passes(len(forget), batch, generator)
-    for step in range(steps):
-        forget_rows = [forget[i] for i in next(rows)]
-        retain_rows = [retain[i] for i in torch.randperm(len(retain), generator=generator, device="cpu")[:batch].tolist()]
-        losses = []
-        for task, examples in (("retain", retain_rows), ("forget", forget_rows)):
-            with optimizer.task(task):
-                losses.append(accumulate(model, examples, pad))
-        optimizer.step(losses=(losses[0], losses[1]), probe=partial(answer_loss, model, retain_rows, pad, exact=True))
-        yield _record(step, losses, optimizer)
+    run = _Run(model, rows, method, batch, generator, cache)
+    for step in range(steps + 1):
+        if stopping is not None and stopping.active and (step % check_every == 0 or step == steps):
+            if stopping.check(model, step, *run.held_out()):
+                break
+            model.train()
+        if step == steps:
+            break
+        yield {"step": step, **run.step(timing)}
         on_step(step + 1, steps)
     model.eval()
+    timing.total = time.perf_counter() - begin
+
+
+class _Run:
+    """The state of a run between two steps."""
+
+    def __init__(
+        self, model: Any, rows: Rows, method: Method, batch: int, generator: torch.Generator, cache: ReferenceCache | None
+    ):
+        self.model, self.rows, self.batch, self.generator = model, rows, batch, generator
+        u = torch.rand(model.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(0))
+        self.retain = TaskLoss(RETAIN[method.retain], model, rows.retain, None, rows.pad, cache)
+        self.forget = TaskLoss(FORGET[method.forget], model, rows.forget, rows.refusals, rows.pad, cache, u)
+        self.probed = TaskLoss(RETAIN["nll"], model, rows.retain, None, rows.pad, None)
+        self.passes = _passes(len(rows.forget), batch, generator)
+        self.optimizer = _optimizer(model, method)
+
+    def step(self, timing: Timing) -> dict[str, Any]:
+        """One step, and its record."""
+        forget, retain = next(self.passes), self._drawn(self.generator)
+        losses = []
+        for name, task, numbers in (("retain", self.retain, retain), ("forget", self.forget, forget)):
+            with self.optimizer.task(name):
+                losses.append(task.backward(numbers))
+        both = losses[0], losses[1]
+        start, refreshes = time.perf_counter(), _refreshes(self.optimizer)
+        if isinstance(self.optimizer, GenOptimizer):
+            self.optimizer.step(both, self._other_batch)
+        else:
+            self.optimizer.step(losses=both, probe=lambda: self.probed.probe(retain))
+        kind = timing.plain if _refreshes(self.optimizer) == refreshes else timing.refreshing
+        kind.append(time.perf_counter() - start)
+        return _record(losses, self.optimizer)
+
+    def held_out(self) -> tuple[float, float]:
+        """Mean answer probability on forget rows, and mean retain loss on rows that no step sees."""
+        forget, held_out = self.rows.forget[:CHECK_ROWS], self.rows.held_out[:CHECK_ROWS]
+        nll = answer_nll(self.model, [*forget, *held_out], self.rows.pad)
+        return fmean(math.exp(-x) for x in nll[: len(forget)]), fmean(nll[len(forget) :])
+
+    def _drawn(self, generator: torch.Generator) -> list[int]:
+        return torch.randperm(len(self.rows.retain), generator=generator, device="cpu")[: self.batch].tolist()
+
+    def _other_batch(self) -> Any:
+        from transformers import BatchEncoding
+
+        # Of a generator of its own, so that the rows of the steps are those of every other method.
+        other = self._drawn(torch.Generator().manual_seed(int(self.optimizer.steps)))  # type: ignore[union-attr]
+        return BatchEncoding(collate([self.rows.retain[i] for i in other], self.rows.pad, self.model.device))
+
+
+def _optimizer(model: Any, method: Method) -> TwoTaskOptimizer | GenOptimizer:
+    if isinstance(method.lr, str) and method.lr.startswith(GEN):
+        _, initial = split_rate(method.lr)
+        options: dict[str, Any] = {"base": method.base} | BASES[method.base]
+        return GenOptimizer(model, method.rule, lr=initial or AutoLearningRate().initial, **options)
+    return method.optimizer(model)
+
+
+def _refreshes(optimizer: TwoTaskOptimizer | GenOptimizer) -> int:
+    auto = getattr(optimizer, "auto", None)
+    return len(auto.trace) if auto else 0
 
 
 def _passes(n: int, batch: int, generator: torch.Generator) -> Iterator[list[int]]:
@@ -76,7 +181,7 @@ def _passes(n: int, batch: int, generator: torch.Generator) -> Iterator[list[int
         pending = pending[batch:]
 
 
-def _record(step: int, losses: list[torch.Tensor], optimizer: TwoTaskOptimizer) -> dict[str, Any]:
+def _record(losses: Sequence[torch.Tensor], optimizer: TwoTaskOptimizer | GenOptimizer) -> dict[str, Any]:
     report = optimizer.last_step
     assert report is not None
     values = {
@@ -89,4 +194,4 @@ def _record(step: int, losses: list[torch.Tensor], optimizer: TwoTaskOptimizer) 
         "lr": optimizer.param_groups[0]["lr"],
     }
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
-    return {"step": step, **finite, "finite": bool(report.finite)}
+    return {**finite, "finite": bool(report.finite)}

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from experiments.errors import UserError
 from experiments.tofu.metrics import AUTHOR_SETS, OPTION_SETS
-from experiments.tofu.sources import RawRow, Source, content_hash
+from experiments.tofu.sources import RawRow, Source, content_hash, text_hash
+
+VALIDATION = 100  # rows at most: enough to compare learning rates by a mean probability
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,25 @@ class TofuData:
 
     Attributes:
         forget, retain: training rows of the two tasks; the model is first fine-tuned on both.
+        validation: those of `retain` that unlearning leaves out, to choose learning rates and to stop by. The evaluation has
+            none of them.
+        refusals: answers that say that the answer is not known.
         evaluation: set name -> rows.
         sha256: config name -> hash of the rows read.
     """
 
     forget: tuple[Row, ...]
     retain: tuple[Row, ...]
+    validation: tuple[Row, ...]
+    refusals: tuple[str, ...]
     evaluation: dict[str, tuple[EvaluationRow, ...]]
     sha256: dict[str, str]
+
+    @property
+    def retained(self) -> tuple[Row, ...]:
+        """The retain rows that unlearning sees."""
+        left_out = set(map(_key, self.validation))
+        return tuple(row for row in self.retain if _key(row) not in left_out)
 
     @property
     def train(self) -> tuple[Row, ...]:
@@ -65,16 +78,21 @@ def load(source: Source, preset: str) -> TofuData:
         preset: "mini" (20 authors, of whom 2 are forgotten), or "forget01", "forget05", "forget10" (the full benchmark).
 
     Raises:
-        UserError: unknown preset; a config is missing, empty or malformed; forget and retain overlap.
+        UserError: unknown preset; a config is missing, empty or malformed; forget and retain overlap; a single retain row.
     """
     if preset not in PRESETS:
         raise UserError(f"--preset: unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
     reader = _Reader(source)
     forget, retain, evaluation = PRESETS[preset](reader)
     _refuse_overlap(forget, retain)
+    validation = _left_out(retain, evaluation["retain"])
+    evaluation["retain"] = _without(evaluation["retain"], validation)
+    if not evaluation["retain"]:
+        raise UserError("--data: too few retain rows, none is left to evaluate beside the validation rows; give more")
     for name in OPTION_SETS:
         evaluation[name] = reader.evaluation(f"{name}_perturbed", "answer")
-    return TofuData(forget, retain, evaluation, reader.sha256)
+    refusals = tuple(source.refusals())
+    return TofuData(forget, retain, validation, refusals, evaluation, reader.sha256 | {"refusals": text_hash(refusals)})
 
 
 class _Reader:
@@ -114,12 +132,12 @@ def _mini(reader: _Reader) -> Split:
         if row not in everything:
             raise UserError(f"{row.place}: not a row of forget10, found {row.question[:60]!r}; use files of one release")
     forgotten = set(map(_key, forget))
-    retain = tuple(row for row in everything if _key(row) not in forgotten)
+    retain = _without(everything, forget)
     if not retain:
         raise UserError("--data: forget01 holds every row of forget10, so nothing is left to retain; use files of one release")
     evaluation = {
         "forget": tuple(row for row in perturbed if _key(row) in forgotten),
-        "retain": tuple(row for row in perturbed if _key(row) not in forgotten),
+        "retain": _without(perturbed, forget),
     }
     for name in AUTHOR_SETS:
         if not evaluation[name]:
@@ -142,6 +160,21 @@ def _full(percent: int) -> Callable[[_Reader], Split]:
 
 
 PRESETS: dict[str, Callable[[_Reader], Split]] = {"mini": _mini} | {f"forget{p:02d}": _full(p) for p in (1, 5, 10)}
+
+
+def _left_out(retain: Sequence[Row], evaluated: Sequence[Row]) -> tuple[Row, ...]:
+    """A tenth of the retain rows, 100 at most, evenly spread: of those that are not evaluated, or of all if all are."""
+    free = _without(retain, evaluated) or tuple(retain)
+    count = min(VALIDATION, max(1, len(free) // 10))
+    return tuple(free[(2 * i + 1) * len(free) // (2 * count)] for i in range(count))
+
+
+R = TypeVar("R", bound=Row)
+
+
+def _without(rows: Sequence[R], others: Sequence[Row]) -> tuple[R, ...]:
+    keys = set(map(_key, others))
+    return tuple(row for row in rows if _key(row) not in keys)
 
 
 def _key(row: Row) -> tuple[str, str]:

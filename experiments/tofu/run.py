@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,18 +17,21 @@ from experiments.errors import UserError
 from experiments.lm import models
 from experiments.lm.devices import default_device
 from experiments.lm.encoding import Encoder, Example
+from experiments.lm.methods import Method
 from experiments.lm.scoring import answer_nll
 from experiments.lm.training import FROM_SCRATCH, PRETRAINED, Schedule, finetune
-from experiments.lm.unlearning import Method, unlearn
+from experiments.lm.unlearning import Rows, Timing, unlearn
 from experiments.output import Output
 from experiments.own_rules import load_rules
 from experiments.progress import Progress
 from experiments.stages import Stages, code_hash, read_json, write_json, write_text
 from experiments.tofu.data import EvaluationRow, Row, TofuData, load
 from experiments.tofu.evaluate import evaluate
-from experiments.tofu.metrics import AUTHOR_SETS, ScoredRow, forget_quality, share, summary
-from experiments.tofu.settings import Settings
+from experiments.tofu.metrics import ScoredRow, forget_quality, share, summary
+from experiments.tofu.settings import TARGETS, Settings
 from experiments.tofu.sources import open_source
+from ngdiff import ReferenceCache, StoppingCriteria
+from ngdiff.stopping import forget_target
 
 BEFORE, REFERENCE = "before", "retain-only"
 
@@ -65,23 +69,27 @@ class TofuRun:
 
     def run(self) -> dict[str, Any]:
         """Compute what is not there yet, write results and report, and return the results."""
-        self.output.create()
-        start = self._initial_model()
-        full = self._finetune("finetune-all", start, self.data.train)
-        retain_only = self._finetune("finetune-retain", start, self.data.retain)
+        full = self.memorised()
+        retain_only = self._finetune("finetune-retain", self._initial_model(), self.data.retain)
         reference = self._evaluate(REFERENCE, retain_only)
         entries = [
             self._entry(BEFORE, "start", None, self._evaluate(BEFORE, full), reference),
             self._entry(REFERENCE, "reference", None, reference, None),
         ]
         steps: list[dict[str, Any]] = []
+        target = self._forget_target(full, reference)
         for name, trials in self.settings.trials().items():
-            folder, method = self._best_trial(name, full, trials)
-            records = _read_lines(folder / "metrics.jsonl")
+            folder, method = self._best_trial(full, trials, target)
+            records = read_lines(folder / "metrics.jsonl")
             steps += [{"method": name, **record} for record in records]
             method["skipped_steps"] = sum(not record["finite"] for record in records)
             entries.append(self._entry(name, "method", method, self._evaluate(name, folder), reference))
         return self._write({"settings": self.settings.as_dict(), "models": entries}, steps, [full, retain_only])
+
+    def memorised(self) -> Path:
+        """Folder of the model that every method starts from, fine-tuned on all rows."""
+        self.output.create()
+        return self._finetune("finetune-all", self._initial_model(), self.data.train)
 
     # Inputs
 
@@ -145,24 +153,58 @@ class TofuRun:
         inputs = {"start": _name(start), "schedule": asdict(schedule), "rows": [row.place for row in rows]}
         return self.stages.run(name, inputs | {"template": self.encoder.template}, compute)
 
-    def _unlearn(self, start: Path, method: Method) -> Path:
+    def unlearned(self, start: Path, method: Method, target: float | None = None) -> Path:
+        """Folder of the model after unlearning, with its steps, what ended them, and how long they took.
+
+        Args:
+            start: folder of the model before.
+            method: how to unlearn.
+            target: forget probability to stop at, if any.
+        """
         s = self.settings
-        name = f"unlearn-{method.rule}-{method.base}-{method.lr}"
 
         def compute(folder: Path) -> None:
             model = models.load_model(start, self.device)
             generator = torch.Generator().manual_seed(_seed(s.seed, "unlearn"))  # equal batches for every method
             torch.manual_seed(_seed(s.seed, "unlearn"))
-            forget, retain = self._examples(self.data.forget), self._examples(self.data.retain)
-            with self.progress.task(name) as on_step:
-                records = list(unlearn(model, forget, retain, self.encoder.pad, method, s.steps, s.batch, generator, on_step))
+            cache = ReferenceCache(self.output.folder / "reference", model) if method.needs_reference else None
+            stopping, timing = StoppingCriteria(target, s.retain_budget), Timing()
+            with self.progress.task(f"unlearn-{method.slug}") as on_step:
+                steps = unlearn(
+                    model, self._rows(), method, s.steps, s.batch, generator, on_step,
+                    cache=cache, stopping=stopping, check_every=s.check_every, timing=timing,
+                )  # fmt: skip
+                records = list(steps)
             self._save(model, folder)
             write_text(folder / "metrics.jsonl", _lines(records))
+            write_json(folder / "stopping.json", stopping.summary(len(records)))
+            write_json(folder / "timing.json", {"seconds": timing.total, "rate_share": timing.rate_share})
 
-        inputs = {"start": start.name, "method": asdict(method), "steps": s.steps, "batch": s.batch}
+        inputs = {"start": start.name, "method": asdict(method), "steps": s.steps, "batch": s.batch, "rows": self._counts()}
+        inputs |= {"stop": [target, s.retain_budget, s.check_every if target or s.retain_budget else None]}
         if s.own_rules:
             inputs["own_rules"] = load_rules(s.own_rules)  # what the file says now
-        return self.stages.run(name, inputs, compute)
+        return self.stages.run(f"unlearn-{method.slug}", inputs, compute)
+
+    def _rows(self) -> Rows:
+        """What unlearning sees. Each forget row has one refusal, drawn once, so that its reference is computed once."""
+        refusals, generator = self.data.refusals, torch.Generator().manual_seed(_seed(self.settings.seed, "refusals"))
+        drawn = torch.randint(len(refusals), (len(self.data.forget),), generator=generator).tolist()
+        refused = [self.encoder.example(row.question, refusals[i]) for row, i in zip(self.data.forget, drawn, strict=True)]
+        forget, retain, held_out = map(self._examples, (self.data.forget, self.data.retained, self.data.validation))
+        return Rows(forget, retain, self.encoder.pad, refused, held_out)
+
+    def _counts(self) -> dict[str, int]:
+        return {"forget": len(self.data.forget), "retain": len(self.data.retained), "refusals": len(self.data.refusals)}
+
+    def _forget_target(self, start: Path, reference: Mapping[str, Sequence[ScoredRow]]) -> float | None:
+        """The forget probability to stop at, None if that is no criterion."""
+        wanted = self.settings.stop_forget
+        if wanted is None or wanted not in TARGETS:
+            return None if wanted is None else float(wanted)
+        paraphrases = fmean(math.exp(-row.nll_right) for row in self._evaluate(BEFORE, start)["forget"])
+        known = fmean(math.exp(-row.nll_answer) for row in reference["forget"])
+        return forget_target(known if wanted == "auto" else None, paraphrases)
 
     def _evaluate(self, name: str, folder: Path) -> dict[str, list[ScoredRow]]:
         def compute(target: Path) -> None:
@@ -176,39 +218,42 @@ class TofuRun:
         stored = read_json(self.stages.run(f"evaluate-{_slug(name)}", inputs, compute) / "rows.json")
         return {key: [ScoredRow.from_dict(row) for row in members] for key, members in stored.items()}
 
-    def _best_trial(self, name: str, start: Path, trials: Sequence[Method]) -> tuple[Path, dict[str, Any]]:
+    def _best_trial(self, start: Path, trials: Sequence[Method], target: float | None) -> tuple[Path, dict[str, Any]]:
         """The folder of the best learning rate, and what was tried.
 
-        Best is the largest of min(share of the retain probability kept, share of the forget probability lost). It looks at the
-        evaluation rows themselves, which favours every method that has a grid.
+        Best is the largest of min(share of the retain probability kept, share of the forget probability lost), on validation
+        rows, which neither the steps nor the evaluation sees, and on the forget rows.
         """
-        folders = [self._unlearn(start, method) for method in trials]
+        folders = [self.unlearned(start, method, target) for method in trials]
         tried: list[dict[str, Any]] = []
         if len(trials) > 1:
-            before = self._probabilities(start)
+            before = self.probabilities(start)
             for method, folder in zip(trials, folders, strict=True):
-                after = self._probabilities(folder)
+                after = self.probabilities(folder)
                 score = min(share(after["retain"], before["retain"]), 1 - share(after["forget"], before["forget"]))
                 probabilities = {f"{key}_probability": value for key, value in after.items()}
                 tried.append({"learning_rate": method.lr, "score": score} | probabilities)
         best = max(range(len(tried)), key=lambda i: tried[i]["score"]) if tried else 0
-        method = trials[best]
-        entry = {"rule": method.rule, "base": method.base, "learning_rate": method.lr, "steps": self.settings.steps}
+        method, stopped = trials[best], read_json(folders[best] / "stopping.json")
+        entry: dict[str, Any] = {"rule": method.rule, "forget": method.forget, "retain": method.retain, "base": method.base}
+        entry |= {"learning_rate": method.lr, "steps": stopped.pop("steps"), "stopped": stopped}
         return folders[best], entry | {"tried": tried}
 
-    def _probabilities(self, folder: Path) -> dict[str, float]:
-        """Mean answer probability on the forget and the retain set."""
+    def probabilities(self, folder: Path, evaluated: bool = False) -> dict[str, float]:
+        """Mean answer probability of a model, on the forget rows and on the retain rows of validation or evaluation."""
+        name = "probabilities" if evaluated else "validate"
 
         def compute(target: Path) -> None:
             model = models.load_model(folder, self.device)
-            with self.progress.spinner(f"probe-{folder.name}"):
-                examples = {key: self._examples(self.data.evaluation[key]) for key in AUTHOR_SETS}
+            with self.progress.spinner(f"{name}-{folder.name.rpartition('-')[0]}"):
+                rows = {"forget": self.data.forget, "retain": self.data.validation}
+                examples = {key: self._examples(self.data.evaluation[key] if evaluated else rows[key]) for key in rows}
                 nll = {key: answer_nll(model, members, self.encoder.pad) for key, members in examples.items()}
             means = {key: fmean(math.exp(-value) for value in values) for key, values in nll.items()}
             write_json(target / "probabilities.json", means)
 
-        inputs = {"model": folder.name, "rows": self._evaluated_rows()}
-        return read_json(self.stages.run(f"probe-{folder.name}", inputs, compute) / "probabilities.json")
+        inputs = {"model": folder.name, "rows": self._evaluated_rows() if evaluated else self._counts()}
+        return read_json(self.stages.run(f"{name}-{folder.name}", inputs, compute) / "probabilities.json")
 
     def _evaluated_rows(self) -> dict[str, int]:
         return {name: len(members) for name, members in self.data.evaluation.items()}
@@ -272,12 +317,13 @@ def _name(start: Path | str) -> str:
 
 
 def _slug(name: str) -> str:
-    return name.replace(" ", "-").replace("@", "-at-")
+    return re.sub(r"[ :+]", "-", name).replace("@", "-at-")
 
 
 def _lines(records: Sequence[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

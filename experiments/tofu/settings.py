@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from experiments.errors import UserError
+from experiments.lm.methods import ALL, AUTO, BASES, Method, parse
 from experiments.lm.models import SIZES
-from experiments.lm.unlearning import BASES, Method
 from experiments.own_rules import load_rules
 from experiments.tofu.data import PRESETS
 from ngdiff import rules
 
-AUTO = "auto"
+TARGETS = ("auto", "paraphrases")  # of `stop_forget`, beside numbers
 # One rate a base for the methods without an automatic one, when no grid is asked for.
 DEFAULT_RATES = {"adamw": (1e-4,), "sgd": (1e-1,), "momentum": (1e-2,)}
 
@@ -28,11 +28,16 @@ class Settings:
         template: of the prompt, see `encoding.TEMPLATES`.
         size: of the model trained from scratch, see `models.SIZES`.
         epochs, finetune_batch, finetune_lr: fine-tuning; None takes the schedule of the kind of model.
-        methods: rules, each with an optional "@rate": "ngdiff", "ngdiff@auto", "ga@1e-4".
+        methods: each [FORGET[+RETAIN]:]RULE, or the name of a published method, with an optional "@rate": "ngdiff",
+            "npo:ngdiff", "simnpo", "ga@1e-4", "ngdiff@auto:1e-3"; or "all" for every published one, see `methods.ALL`.
         own_rules: Python file that registers rules of the user's own, for `methods`.
         bases: base optimizers.
         rates: learning rates to try for the methods without one; the best is kept. Empty takes the default of the base.
         steps, batch: of unlearning; `batch` rows a task.
+        stop_forget: stop where the forget probability is at or below this number; "auto" for that of the retain-only model,
+            "paraphrases" for that of the forget answers in other words before unlearning; None never stops.
+        retain_budget: stop where the loss on the validation rows, in nats a token, exceeds this, and restore the best weights.
+        check_every: steps from one look at the two to the next.
         new_tokens: length of a generation at most.
         eval_rows: rows a set to evaluate, from the first; None takes all.
         seed: of everything random.
@@ -52,6 +57,9 @@ class Settings:
     rates: tuple[float, ...] = ()
     steps: int = 120
     batch: int = 16
+    stop_forget: str | None = None
+    retain_budget: float | None = None
+    check_every: int = 10
     new_tokens: int = 200
     eval_rows: int | None = None
     seed: int = 0
@@ -61,7 +69,7 @@ class Settings:
         _one_of("size", self.size, SIZES)
         for base in self.bases:
             _one_of("bases", base, BASES)
-        for name in ("epochs", "finetune_batch", "steps", "batch", "new_tokens", "eval_rows"):
+        for name in ("epochs", "finetune_batch", "steps", "batch", "check_every", "new_tokens", "eval_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{_option(name)}: found {value}; give a whole number >= 1")
@@ -69,6 +77,10 @@ class Settings:
             for value in values:
                 if value is not None and not (math.isfinite(value) and value > 0):
                     raise UserError(f"{_option(name)}: found {value}; give a learning rate > 0")
+        if self.retain_budget is not None and not (math.isfinite(self.retain_budget) and self.retain_budget > 0):
+            raise UserError(f"--retain-budget: found {self.retain_budget}; give a loss > 0 in nats a token")
+        if self.stop_forget not in (None, *TARGETS):
+            _probability(self.stop_forget)
         for name in ("methods", "bases", "rates"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
@@ -91,39 +103,38 @@ class Settings:
         result: dict[str, list[Method]] = {}
         seen = []  # "gdiff" and "gdiff-0.5" are one rule
         for base in self.bases:
-            for spec in self.methods:
+            for spec in self._specs():
                 name = spec if len(self.bases) == 1 else f"{spec} {base}"
                 trials = self._trials(spec, base)
-                key = [(rules.get(method.rule), method.base, method.lr) for method in trials]
+                key = [(rules.get(method.rule), method.base, method.lr, method.forget, method.retain) for method in trials]
                 if key in seen:
                     raise UserError(f"--methods: {spec!r} is the same as another one of the list; name each once")
                 seen.append(key)
                 result[name] = trials
         return result
 
+    def _specs(self) -> tuple[str, ...]:
+        return ALL if self.methods == ("all",) else self.methods
+
     def _trials(self, spec: str, base: str) -> list[Method]:
-        rule, _, rate = spec.partition("@")
-        try:
-            rules.get(rule)
-        except ValueError as error:
-            raise UserError(f"--methods: {error}") from None
-        if rate == AUTO or (not rate and rule == "ngdiff"):
-            return [Method(rule, base, AUTO)]
-        return [Method(rule, base, lr) for lr in ([_rate(spec, rate)] if rate else self.rates or DEFAULT_RATES[base])]
+        parts, rate = parse(spec)
+        if rate is None and parts["rule"].startswith("ngdiff"):
+            rate = AUTO
+        return [Method(base=base, lr=lr, **parts) for lr in ([rate] if rate else self.rates or DEFAULT_RATES[base])]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for config.yaml and hashes."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
-def _rate(spec: str, text: str) -> float:
+def _probability(text: str | None) -> float:
     try:
-        rate = float(text)
+        value = float(text or "")
     except ValueError:
-        rate = math.nan
-    if not (math.isfinite(rate) and rate > 0):
-        raise UserError(f"--methods: {spec!r} has {text!r} where a learning rate > 0 or 'auto' belongs; write e.g. 'ga@1e-4'")
-    return rate
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise UserError(f"--stop-forget: found {text!r}; give a probability from 0 to 1, or {' or '.join(TARGETS)}")
+    return value
 
 
 def _one_of(name: str, value: str, choices: Sequence[str] | dict[str, Any]) -> None:

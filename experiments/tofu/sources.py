@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.errors import UserError
-from experiments.tofu import synthetic
+from experiments.tofu import refusals, synthetic
 
 HUB_ID = "locuslab/TOFU"
 HUB = "hub"
 SYNTHETIC = "synthetic"
+REFUSALS = "idontknow.jsonl"  # lines of plain text, for all its name
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Source(Protocol):
     name: str
 
     def rows(self, config: str) -> list[RawRow]: ...
+
+    def refusals(self) -> list[str]:
+        """Answers that say that the answer is not known."""
+        ...
 
 
 class Folder:
@@ -54,6 +59,19 @@ class Folder:
         lines = enumerate(text.split("\n"), 1)
         return [RawRow(_parse(line, f"{path}:{number}"), f"{path}:{number}") for number, line in lines if line.strip()]
 
+    def refusals(self) -> list[str]:
+        """Those of the benchmark, where the folder has them, a line each."""
+        path = self.path / REFUSALS
+        if not path.is_file():
+            return list(refusals.REFUSALS)
+        try:
+            found = [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not readable as UTF-8 ({error}); copy it again, or remove it") from None
+        if not found:
+            raise UserError(f"{path}: has no line of text; copy it again, or remove it")
+        return found
+
 
 class Hub:
     """The dataset locuslab/TOFU, through `datasets`."""
@@ -74,6 +92,10 @@ class Hub:
             ) from None
         return [RawRow(dict(row), f"{HUB_ID}/{config}, row {i}") for i, row in enumerate(dataset)]
 
+    def refusals(self) -> list[str]:
+        """Ours: the dataset on the hub has none."""
+        return list(refusals.REFUSALS)
+
 
 class Synthetic:
     """Fictitious authors from the built-in generator."""
@@ -86,6 +108,10 @@ class Synthetic:
     def rows(self, config: str) -> list[RawRow]:
         rows = synthetic.rows(config, self.seed)
         return [RawRow(row, f"synthetic {config}, row {i}") for i, row in enumerate(rows)]
+
+    def refusals(self) -> list[str]:
+        """Ours."""
+        return list(refusals.REFUSALS)
 
 
 def open_source(data: str, seed: int) -> Source:
@@ -101,7 +127,11 @@ def open_source(data: str, seed: int) -> Source:
 
 def content_hash(rows: list[RawRow]) -> str:
     """SHA-256 of the rows' fields, the same for every source that holds the same rows."""
-    lines = (json.dumps(row.fields, sort_keys=True, ensure_ascii=True) for row in rows)
+    return text_hash(json.dumps(row.fields, sort_keys=True, ensure_ascii=True) for row in rows)
+
+
+def text_hash(lines: Iterable[str]) -> str:
+    """SHA-256 of lines of text."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

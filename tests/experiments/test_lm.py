@@ -12,8 +12,10 @@ from experiments.errors import UserError
 from experiments.lm import generation, models, scoring
 from experiments.lm.batches import collate, length_sorted, shuffled_batches
 from experiments.lm.encoding import Encoder, Example
-from experiments.lm.training import FROM_SCRATCH, Schedule, accumulate, answer_loss, finetune
-from experiments.lm.unlearning import Method, unlearn
+from experiments.lm.methods import Method
+from experiments.lm.objectives import FORGET, TaskLoss
+from experiments.lm.training import FROM_SCRATCH, Schedule, answer_loss, finetune
+from experiments.lm.unlearning import Rows, unlearn
 from experiments.tofu import synthetic
 from ngdiff.objectives import IGNORE
 
@@ -167,7 +169,7 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(model: Any, encoder: En
     whole = [p.grad.clone() for p in model.parameters()]
     for parts in (1, 2, 3, 7):
         model.zero_grad()
-        loss = accumulate(model, examples[:7], encoder.pad, parts)
+        loss = TaskLoss(FORGET["nll"], model, examples, None, encoder.pad, None).backward(range(7), parts)
         # Losses are computed in float32 or wider; here float64, about 1e3 roundings.
         assert loss.item() == pytest.approx(answer_loss(model, examples[:7], encoder.pad).item(), rel=1e-6)
         for mine, theirs in zip(model.parameters(), whole, strict=True):
@@ -200,9 +202,7 @@ def test_every_method_sees_the_same_batches(model: Any, encoder: Encoder, exampl
         list(
             unlearn(
                 model,
-                examples[:5],
-                examples[5:],
-                encoder.pad,
+                Rows(examples[:5], examples[5:], encoder.pad),
                 Method(name, "sgd", 1e-30),
                 4,
                 3,
@@ -229,7 +229,8 @@ def test_unlearning_forgets_and_keeps(model: Any, encoder: Encoder, examples: li
     model.float()
     finetune(model, examples, encoder.pad, Schedule(epochs=60, batch=8, lr=5e-3), torch.Generator().manual_seed(0))
     forget, retain = examples[:4], examples[4:]
-    list(unlearn(model, forget, retain, encoder.pad, Method("ngdiff", base, "auto"), 40, 8, torch.Generator().manual_seed(0)))
+    rows = Rows(forget, retain, encoder.pad)
+    list(unlearn(model, rows, Method("ngdiff", base, "auto"), 40, 8, torch.Generator().manual_seed(0)))
     mean = [sum(math.exp(-x) for x in scoring.answer_nll(model, rows, encoder.pad)) / len(rows) for rows in (retain, forget)]
     # Both are 0.98 before.
     assert mean[0] > 0.8

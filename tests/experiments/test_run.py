@@ -215,19 +215,19 @@ def test_row_longer_than_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_non_finite_gradient_is_counted_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from experiments.lm import unlearning
+    from experiments.lm.objectives import TaskLoss
 
     calls = []
-    real = unlearning.accumulate
+    real = TaskLoss.backward
 
-    def poisoned(model: Any, examples: Any, pad: int) -> Any:
-        loss = real(model, examples, pad)
+    def poisoned(task: TaskLoss, numbers: Any) -> Any:
+        loss = real(task, numbers)
         calls.append(loss)
         if len(calls) == 2:  # the forget task of the first step
-            next(model.parameters()).grad[0] = float("nan")
+            next(task.model.parameters()).grad[0] = float("nan")
         return loss
 
-    monkeypatch.setattr(unlearning, "accumulate", poisoned)
+    monkeypatch.setattr(TaskLoss, "backward", poisoned)
     results = run(tmp_path, methods=("ngdiff",)).run()
     assert results["models"][-1]["method"]["skipped_steps"] == 1
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

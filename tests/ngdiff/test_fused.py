@@ -50,7 +50,7 @@ def test_steps_are_those_of_the_reference(monkeypatch, launches, base, rule, lr)
     for backend in ("triton", "reference"):
         monkeypatch.setenv("NGDIFF_BACKEND", backend)
         mine = copy_of(problem)
-        rate = AutoLearningRate(initial=0.05, every=2) if lr == "auto" else lr
+        rate = AutoLearningRate(initial=0.05, every=2, mode="paper") if lr == "auto" else lr
         optimizer = TwoTaskOptimizer(mine.model.parameters(), rule, lr=rate, **BASES[base])
         for _ in range(3):
             optimizer.step(losses=run_tasks(optimizer, mine), probe=lambda mine=mine: mine.retain(mine.model).detach())

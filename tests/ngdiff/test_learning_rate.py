@@ -11,7 +11,7 @@ from oracle import Oracle, Problem, copy_of, mlp_problem, quadratic_problem, run
 from torch import nn
 
 from ngdiff import AutoLearningRate, TwoTaskOptimizer
-from ngdiff.learning_rate import Refresh, fit_parabola, propose
+from ngdiff.learning_rate import NOTHING, Refresh, fit_parabola, propose
 
 NAN, INF = float("nan"), float("inf")
 
@@ -101,9 +101,11 @@ def quadratic(minimiser: float, curvature: float = 2.0, loss: float = 1.0):
         ((1.0, INF, 1.0), 0.5, "not finite"),
         ((1.0, 1.0, -INF), 0.5, "not finite"),
         ((INF, 1.0, -INF), 0.5, "not finite"),
-        ((1.0, 1.0, 1.0), 2.0, "unresolved"),
-        ((0.5, 1.0, 1.5), 2.0, "unresolved"),
-        ((1.0 + U32, 1.0, 1.0 - U32), 2.0, "unresolved"),
+        ((1.0, 1.0, 1.0), 2.0, "flat"),
+        ((0.5, 1.0, 1.5), 2.0, "flat"),
+        ((1.0 + U32, 1.0, 1.0 - U32), 2.0, "flat"),
+        ((1.0 + 0.4 * U32**0.5, 1.0, 1.0 + 0.4 * U32**0.5), 2.0, "flat"),  # a second difference of 0.8 sqrt(u)
+        ((1.0 + 0.6 * U32**0.5, 1.0, 1.0 + 0.6 * U32**0.5), 0.5, "uphill"),  # of 1.2 sqrt(u), and level
         ((2.0, 1.0, 0.5), 0.5, "uphill"),  # curved up, but d points uphill
         ((2.0, 1.0, -0.5), 0.5, "uphill"),  # curved down, and uphill
         ((1.0, 0.5, 1.0), 0.5, "uphill"),  # at the minimum already
@@ -165,9 +167,8 @@ def test_the_first_search_evaluates_the_start_once_and_probes_as_far_as_the_rate
     loss_at = Counted(quadratic(0.35))
     auto = AutoLearningRate(0.1)
     assert auto.refresh(0, 0.1, loss_at) == pytest.approx(0.35, rel=1e-12)  # about 1e3 roundings of float64
-    assert loss_at.probes[:5] == [0.0, -0.1, 0.1, -0.2, 0.2]
-    assert loss_at.probes.count(0.0) == 1
-    assert [(entry.step, entry.outcome) for entry in auto.trace] == [(0, "bounded"), (0, "minimum"), (0, "minimum")]
+    assert loss_at.probes == [0.0, -0.1, 0.1, *(sign * auto.trace[0].new for sign in (-1, 1))]
+    assert [(entry.step, entry.outcome) for entry in auto.trace] == [(0, "bounded"), (0, "minimum")]
     assert [entry.old for entry in auto.trace[1:]] == [entry.new for entry in auto.trace[:-1]]
 
 
@@ -177,7 +178,8 @@ def test_the_first_search_evaluates_the_start_once_and_probes_as_far_as_the_rate
 )
 def test_later_refreshes_are_single_and_at_most_double(initial, losses):
     auto = AutoLearningRate(initial)
-    rate = auto.refresh(0, initial, quadratic(initial))
+    rate = auto.refresh(0, initial, quadratic(initial, curvature=2 / initial**2))
+    assert auto.trace[-1].outcome == "minimum"
     for step in (10, 20, 30):
         left = iter(losses[step // 10 - 1 :: 3])
         loss_at, entries = Counted(lambda _, left=left: next(left)), len(auto.trace)
@@ -194,6 +196,76 @@ def test_refreshes_follow_a_minimum_that_moves():
     # A quadratic is fitted to within 1e3 roundings.
     assert rates == pytest.approx([2.0, 4.0, 5.0, 5.0], rel=1e-12)
     assert auto.refresh(50, rates[-1], quadratic(0.02)) == pytest.approx(0.02, rel=1e-10)
+
+
+def test_a_minimum_farther_away_counts_only_while_the_loss_is_at_its_lowest():
+    """A model that is being destroyed has a large slope, and with it a large eta*: following it would destroy more."""
+    auto = AutoLearningRate(1.0)
+    assert auto.refresh(0, 1.0, quadratic(1.0, loss=1.0)) == pytest.approx(1.0, rel=1e-12)
+    assert auto.refresh(10, 1.0, quadratic(5.0, loss=1.5)) == pytest.approx(1.0, rel=1e-12)
+    assert auto.trace[-1].outcome == "capped"
+    assert auto.refresh(20, 1.0, quadratic(0.25, loss=3.0)) == pytest.approx(0.25, rel=1e-12)  # downwards nothing is capped
+    assert auto.refresh(30, 0.25, quadratic(5.0, loss=3.0)) == 0.5  # and back up to the ceiling
+    assert auto.refresh(40, 0.5, quadratic(5.0, loss=3.0)) == pytest.approx(1.0, rel=1e-12)
+    assert auto.refresh(50, 1.0, quadratic(5.0, loss=0.9)) == 2.0
+    assert auto.refresh(60, 2.0, quadratic(5.0, loss=0.95)) == 2.0  # the level is now 0.9
+
+
+def test_a_flat_loss_never_takes_the_rate_beyond_the_ceiling():
+    """As where the two gradients point the same way, and d is nearly 0: the next d may be long again."""
+    auto = AutoLearningRate(1.0)
+    rate = auto.refresh(0, 1.0, quadratic(1.0))
+    for step in range(10, 200, 10):
+        rate = auto.refresh(step, rate, lambda t: 1.0)
+    assert rate == pytest.approx(1.0, rel=1e-12)
+
+
+def test_a_search_upon_a_direction_that_is_not_downhill_ends_where_the_loss_begins_to_rise():
+    """L = 1 + |t|^1.5: no minimum at any length. The rise is seen from sqrt(u) on, half of the digits of the loss."""
+    visible = (U32**0.5 / 2) ** (1 / 1.5)
+    for initial in (1e-8, 1.0, 1e8):
+        auto = AutoLearningRate(initial)
+        rate = auto.refresh(0, initial, lambda t: 1 + abs(t) ** 1.5)
+        assert visible / 16 <= rate <= visible  # within the last bracket of the search
+        assert auto.trace[-1].outcome == NOTHING
+        assert auto.refresh(10, rate, quadratic(0.3)) == pytest.approx(0.3, rel=1e-12)  # searched again
+
+
+@given(
+    initial=st.floats(-90, 90).map(lambda power: 10**power),
+    losses=st.lists(st.one_of(st.floats(0, 1e3), st.sampled_from([NAN, INF])), min_size=101, max_size=101),
+)
+def test_a_search_ends_at_a_positive_rate_whatever_it_is_told(initial, losses):
+    left = iter(losses)
+    rate = AutoLearningRate(initial).refresh(0, initial, lambda t: next(left))
+    assert 0 < rate < INF
+
+
+def test_the_mode_of_the_paper_is_the_formula_alone():
+    auto = AutoLearningRate(1e-3, mode="paper")
+    assert auto.refresh(0, 1e-3, quadratic(5.0)) == pytest.approx(5.0, rel=1e-6)  # 1e3 roundings of losses 1e3 apart, by h^2
+    assert auto.refresh(10, 1.0, quadratic(1000.0)) == pytest.approx(1000.0, rel=1e-6)  # no bound
+    for losses in ((2.0, 1.0, 0.5), (0.0, 1.0, 1.5), (NAN, 1.0, 1.0), (INF, 1.0, INF)):
+        left = iter((losses[1], losses[0], losses[2]))
+        assert auto.refresh(20, 7.0, lambda t, left=left: next(left)) == 7.0
+    assert [entry.outcome for entry in auto.trace] == ["minimum"] * 2 + ["no minimum"] * 4
+
+
+def test_refreshes_are_half_as_frequent_while_the_rate_is_steady():
+    auto = AutoLearningRate(1.0, every=10)
+    auto.refresh(20, auto.refresh(0, 1.0, quadratic(1.0)), quadratic(1.0))
+    assert [auto.due(step) for step in (30, 39, 40)] == [False, False, True]
+    auto.refresh(40, 1.0, quadratic(0.1))  # a tenth: look again soon
+    assert [auto.due(step) for step in (49, 50)] == [False, True]
+
+
+def test_refreshes_are_frequent_in_the_beginning():
+    auto, rate, seen = AutoLearningRate(1.0, every=10), 1.0, []
+    for step in range(60):
+        if auto.due(step):
+            seen.append(step)
+            rate = auto.refresh(step, rate, quadratic(1.0))
+    assert seen == [0, 1, 2, 4, 8, 16, 32, 52]
 
 
 @pytest.mark.parametrize("loss", [1.0, 0.0, NAN, INF])
@@ -224,7 +296,7 @@ def test_an_error_in_a_search_leaves_no_trace():
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_a_refresh_is_due_until_it_is_made_and_then_again_after_some_steps(every):
-    auto = AutoLearningRate(every=every)
+    auto = AutoLearningRate(every=every, mode="paper")
     assert all(auto.due(step) for step in range(5))
     auto.refresh(5, 1.0, quadratic(1.0))
     assert [step for step in range(6, 12) if auto.due(step)] == list(range(5 + every, 12))
@@ -248,6 +320,14 @@ def test_state_dict_restores_settings_and_trace():
 def test_initial_out_of_range(initial):
     with pytest.raises(ValueError, match=rf"initial = {initial}: the first learning rate must be finite and > 0, e.g. 1e-2"):
         AutoLearningRate(initial)
+
+
+def test_unknown_mode():
+    with pytest.raises(ValueError, match=r"mode = 'bold': unknown; choose one of robust, paper"):
+        AutoLearningRate(mode="bold")
+    with pytest.raises(ValueError, match=r"lr = 'fast': give a number > 0, or 'auto' or 'paper'"):
+        TwoTaskOptimizer(mlp_problem().model.parameters(), lr="fast")
+    assert TwoTaskOptimizer(mlp_problem().model.parameters(), lr="paper").auto.mode == "paper"
 
 
 @pytest.mark.parametrize("every", [0, -3])
@@ -274,14 +354,15 @@ def take_step(optimizer: TwoTaskOptimizer, problem: Problem, probe=None) -> None
 def test_the_rate_is_slope_over_curvature_on_a_quadratic():
     problem, hessian = quadratic_problem()
     slow = Oracle(problem, "ngdiff", lambda parameters: torch.optim.SGD(parameters, lr=1.0))
-    optimizer = TwoTaskOptimizer(problem.model.parameters(), lr="auto")
-    optimizer.auto.every, rate = 1, math.inf
-    for _ in range(3):
+    optimizer = TwoTaskOptimizer(problem.model.parameters(), lr=AutoLearningRate(every=1))
+    rate = math.inf
+    for step in range(4):
         d, (g_r, _) = slow.direction(), slow.gradients()
         best = (g_r @ d / (d @ hessian @ d)).item()
         expected = min(best, 2 * rate)  # after the search the rate at most doubles
+        due = optimizer.auto.due(step)
         take_step(optimizer, problem)
-        rate = optimizer.param_groups[0]["lr"]
+        rate, expected = optimizer.param_groups[0]["lr"], expected if due else rate
         # Losses below 100, differences above 1e-3, at most 1e3 roundings: a relative error of 1e3 * 100 / 1e-3 u = 1e-8.
         assert abs(rate / expected - 1) <= 1e-8
         slow.optimizer.param_groups[0]["lr"] = rate
@@ -304,7 +385,7 @@ def test_a_refresh_step_is_a_plain_step_at_the_rate_that_it_chose(base):
             assert_bitwise_equal(mine.detach(), theirs.detach())
             for name, value in fixed.state[theirs].items():
                 assert_bitwise_equal(auto.state[mine][name], value)
-    assert len({entry.step for entry in auto.auto.trace}) == 2
+    assert {entry.step for entry in auto.auto.trace} == {0, 1, 2}  # and not at the fourth
 
 
 @every_base
@@ -322,6 +403,8 @@ def test_probes_look_at_theta_plus_h_times_the_direction(base):
 
     take_step(optimizer, problem, probe)
     direction = (before - weights(problem.model)) / optimizer.param_groups[0]["lr"]
+    # Velocity at its full length: at the second step it has 1 + momentum of 1 / (1 - momentum) directions.
+    direction /= 1 - optimizer.param_groups[0]["momentum"] ** 2
     assert len(seen) == 3
     # Weights below 10, roundings of each side, and the quotient by a rate above 1e-3.
     bound = 10 * 8 * U64 * (1 + old / 1e-3)
@@ -332,7 +415,7 @@ def test_probes_look_at_theta_plus_h_times_the_direction(base):
 
 def test_probes_come_at_refresh_steps_only():
     problem, calls = mlp_problem(), []
-    optimizer = TwoTaskOptimizer(problem.model.parameters(), lr=AutoLearningRate(0.1, every=3))
+    optimizer = TwoTaskOptimizer(problem.model.parameters(), lr=AutoLearningRate(0.1, every=3, mode="paper"))
 
     def probe():
         calls.append(optimizer)
@@ -345,6 +428,24 @@ def test_probes_come_at_refresh_steps_only():
     first = counts[0]
     assert first >= 3
     assert counts == [first, first, first, first + 3, first + 3, first + 3, first + 6]
+
+
+@pytest.mark.parametrize(("factor", "calls"), [(1, [3, 2, 2]), (1 + 2 * U64, [3, 3, 3])])
+def test_the_loss_of_the_task_saves_a_probe_where_it_is_the_same_to_the_last_bit(factor, calls):
+    problem, counts = mlp_problem(), []
+    optimizer = TwoTaskOptimizer(problem.model.parameters(), lr=AutoLearningRate(0.1, every=1, mode="paper"))
+    for _ in calls:
+        seen = []
+
+        def probe(seen=seen):
+            seen.append(weights(problem.model))
+            return problem.retain(problem.model)
+
+        run_tasks(optimizer, problem)
+        loss = problem.retain(problem.model).detach()
+        optimizer.step(losses=(loss * factor, loss), probe=probe)
+        counts.append(len(seen))
+    assert counts == calls
 
 
 def test_the_rate_is_common_to_all_param_groups():
