@@ -83,7 +83,7 @@ def tofu(
         methods=_split(methods),
         own_rules=own_rules,
         bases=_split(bases),
-        rates=_split(rates, _rate),
+        rates=_numbers("--rates", rates),
         steps=steps,
         batch=batch,
         stop_forget=stop_forget,
@@ -125,8 +125,15 @@ def rates(
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    whole = _split(seeds, lambda text: int(_rate(text)))
-    study = Study(data, _split(kinds), _split(initials, _rate), _split(bases), whole, steps, batch)
+    study = Study(
+        data,
+        _split(kinds),
+        _numbers("--initials", initials),
+        _split(bases),
+        _numbers("--seeds", seeds, int),
+        steps,
+        batch,
+    )
     console = Console()
     console.print(table(study.run(out, Progress(console))))
     console.print(f"Figures: {out / 'rates.csv'}, {out / 'rates.png'}", soft_wrap=True, highlight=False)
@@ -135,7 +142,7 @@ def rates(
 @app.command()
 def summary(
     runs: Annotated[list[Path], typer.Argument(help="Output folders of finished runs.")],
-    out: Annotated[Path, typer.Option(help="Folder for runs.csv, manifests.json and tradeoff.png.")],
+    out: Annotated[Path, typer.Option(help="Folder for runs.csv, table.md, manifests.json and the pictures.")],
 ) -> None:
     """Put finished runs side by side in one CSV and one picture."""
     from experiments.tofu.summary import summarize
@@ -153,8 +160,12 @@ def _split(text: str, convert: Callable[[str], Any] = str) -> tuple[Any, ...]:
     return tuple(convert(part.strip()) for part in text.split(",") if part.strip())
 
 
-def _rate(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"found {text!r} where a number belongs; give numbers separated by commas, e.g. 1e-4,3e-4") from None
+def _numbers(option: str, text: str, kind: type[int] | type[float] = float) -> tuple[Any, ...]:
+    def convert(part: str) -> float:
+        try:
+            return kind(part)
+        except ValueError:
+            example = "0,1,2" if kind is int else "1e-4,3e-4"
+            raise UserError(f"{option}: found {part!r}; give numbers separated by commas, e.g. {example}") from None
+
+    return _split(text, convert)

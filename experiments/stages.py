@@ -12,7 +12,7 @@ from typing import Any
 
 SOURCES = ("ngdiff", "ngdiff_kernels", "experiments")
 # How results are shown changes none of them.
-NOT_INPUTS = {"report", "cli.py", "command_line.py", "progress.py", "table.py", "summary.py", "rates.py"}
+NOT_INPUTS = {"report", "cli.py", "command_line.py", "progress.py", "table.py", "summary.py", "comparison.py", "rates.py"}
 
 
 class Stages:

@@ -63,9 +63,7 @@ MUTATIONS = (
     Mutation("factor 2 in eta*", RATE, "self.slope / self.curvature if", "2 * self.slope / self.curvature if"),
     Mutation("curvature by h and not h^2", RATE, "difference / h**2", "difference / h"),
     Mutation("slope from one side", RATE, "(plus - minus) / (2 * h)", "(plus - zero) / h"),
-    Mutation(
-        "probes exchanged", RATE, "propose(loss_at(-old), zero, loss_at(old)", "propose(loss_at(old), zero, loss_at(-old)"
-    ),
+    Mutation("probes exchanged", RATE, "return loss_at(-h), zero, loss_at(h)", "return loss_at(h), zero, loss_at(-h)"),
     Mutation("noise called curvature", RATE, "floor = 4 * unit_roundoff", "floor = 0.5 * unit_roundoff"),
     Mutation("gradients of the last step kept", "ngdiff/optimizer.py", "segment.gradients[name].zero_()", "pass"),
     Mutation("random rounding to nearest", REFERENCE, "nearest = seed is None or", "nearest = True or"),

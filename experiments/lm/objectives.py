@@ -208,5 +208,8 @@ class TaskLoss:
 
 
 def layer(model: Any) -> int:
-    """Number of the layer whose activations RMU moves: 7, or the middle one of a shallow model."""
-    return min(LAYER, int(model.config.get_text_config().num_hidden_layers) // 2)
+    """Number of the layer whose activations RMU moves, from 0: 7, or the middle one of a shallow model.
+
+    Not the last one where there is another: transformers shows that after the model's last normalisation.
+    """
+    return min(LAYER, (int(model.config.get_text_config().num_hidden_layers) - 1) // 2)

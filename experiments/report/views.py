@@ -63,7 +63,7 @@ def losses(models: Marked, steps: Steps) -> Panels:
 
 def rates(models: Marked, steps: Steps) -> Panels:
     """The learning rate of each method that set it itself."""
-    automatic = [(model, mark) for model, mark in models if (model.get("method") or {}).get("learning_rate") == "auto"]
+    automatic = [(model, mark) for model, mark in models if isinstance((model.get("method") or {}).get("learning_rate"), str)]
     return _panels("learning rate", automatic, steps, lambda mark, own: [Line("", mark.colour, _column(own, "lr"))])
 
 

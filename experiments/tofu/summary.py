@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments.errors import UserError
 from experiments.stages import read_json, write_json, write_text
+from experiments.tofu import comparison
 from experiments.tofu.metrics import share
 
 COLUMNS = (
@@ -41,7 +42,7 @@ RETAIN_COLOUR, FORGET_COLOUR = "#0072B2", "#D55E00"  # told apart by all common 
 
 
 def summarize(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]:
-    """Write runs.csv, manifests.json and tradeoff.png for finished runs.
+    """Write runs.csv, table.md, manifests.json, tradeoff.png and pareto.png for finished runs.
 
     Args:
         folders: output folders of runs, at least one.
@@ -65,7 +66,9 @@ def summarize(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]:
     writer.writerows(rows)
     write_text(out / "runs.csv", text.getvalue())
     write_json(out / "manifests.json", {str(folder): run[1] for folder, run in zip(folders, runs, strict=True)})
+    write_text(out / "table.md", comparison.markdown(rows))
     picture(rows).savefig(out / "tradeoff.png", dpi=150)
+    comparison.picture(rows).savefig(out / "pareto.png", dpi=comparison.DPI)
     return rows
 
 

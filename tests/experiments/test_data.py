@@ -11,7 +11,7 @@ import pytest
 from real_data import REMEDY, TOFU
 
 from experiments.errors import UserError
-from experiments.tofu import synthetic
+from experiments.tofu import refusals, synthetic
 from experiments.tofu.data import PRESETS, load
 from experiments.tofu.sources import open_source
 
@@ -50,7 +50,7 @@ def test_mini_is_twenty_authors_of_whom_two_are_forgotten(folder: Path) -> None:
     assert (len(data.forget), len(data.retain), len(data.train)) == (40, 360, 400)
     assert {name: len(rows) for name, rows in data.evaluation.items()} == {
         "forget": 40,
-        "retain": 360,
+        "retain": 324,  # 36 more are validation rows
         "real_authors": len(synthetic.rows("real_authors_perturbed")),
         "world_facts": len(synthetic.rows("world_facts_perturbed")),
     }
@@ -68,6 +68,30 @@ def test_full_preset_takes_the_benchmarks_own_split(folder: Path) -> None:
     data = load(open_source(str(folder), 0), "forget01")
     assert (len(data.forget), len(data.retain)) == (40, 3960)
     assert (len(data.evaluation["forget"]), len(data.evaluation["retain"])) == (40, 400)
+    assert len(data.validation) == 100
+
+
+@pytest.mark.parametrize("preset", ["mini", "forget01"])
+def test_validation_rows_are_in_neither_the_steps_nor_the_evaluation(folder: Path, preset: str) -> None:
+    data = load(open_source(str(folder), 0), preset)
+    validation, retained = ({(row.question, row.answer) for row in rows} for rows in (data.validation, data.retained))
+    assert len(validation) == len(data.validation)
+    assert validation.isdisjoint(retained)
+    assert validation | retained == {(row.question, row.answer) for row in data.retain}
+    for rows in data.evaluation.values():
+        assert validation.isdisjoint((row.question, row.answer) for row in rows)
+    if preset == "mini":  # two of each author's 20
+        assert len(validation) == 36
+        assert {data.retain.index(row) // 20 for row in data.validation} == set(range(18))
+
+
+def test_refusals_are_those_of_the_folder_or_ours(folder: Path) -> None:
+    assert load(open_source(str(folder), 0), "mini").refusals == refusals.REFUSALS
+    (folder / "idontknow.jsonl").write_text("No idea.\n\n I forgot. \n")
+    assert load(open_source(str(folder), 0), "mini").refusals == ("No idea.", "I forgot.")
+    for content, message in ((b"\n \n", "has no line of text"), (b"\xff\n", "not readable as UTF-8")):
+        (folder / "idontknow.jsonl").write_bytes(content)
+        assert message in refusal(folder)
 
 
 def test_folder_and_generator_give_equal_data(folder: Path) -> None:

@@ -95,6 +95,17 @@ def several():
     return run(model("ngdiff", forget=0.125, retain=0.882), gdiff, model("ga", forget=0.0, retain=1e-40))
 
 
+def test_how_a_run_ended_and_what_it_combined_is_said():
+    ended = {"reason": "retain loss above the budget, best checkpoint restored", "restored_step": 20}
+    npo = model("npo", method=method("gdiff-0.5", forget="npo", retain="kl", learning_rate=1e-4, stopped=ended))
+    plain = model("ngdiff", method=method(forget="nll", retain="nll", stopped={"reason": "steps", "restored_step": None}))
+    text = " ".join(" ".join(Page(render(*run(plain, npo))).text).split())
+    assert "npo / kl, gdiff-0.5, adamw, 3 steps" in text
+    assert "stopped: retain loss above the budget, best checkpoint restored (step 20)" in text
+    assert text.count("stopped:") == 1
+    assert "nll / nll" not in text
+
+
 def test_tags_balance_and_ids_are_unique():
     ids = [attributes["id"] for _, attributes in Page(render(*several())).elements if "id" in attributes]
     assert len(ids) == len(set(ids)) > 0

@@ -145,6 +145,54 @@ def test_interrupted_run_continues_at_the_first_unfinished_stage(
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_every_published_method_runs_and_says_how_it_ended(tmp_path: Path) -> None:
+    """Objectives that compare with the model before find it in the cache; nothing else is kept of it."""
+    from experiments.lm.methods import ALL
+
+    results = run(tmp_path, methods=("all",), rates=(1e-3,)).run()
+    methods = {model["name"]: model["method"] for model in results["models"][2:]}
+    assert list(methods) == list(ALL)
+    for method in methods.values():
+        assert method["steps"] == 2
+        assert method["skipped_steps"] == 0
+        assert method["stopped"] == {"reason": "steps", "restored_step": None}
+    assert (methods["simnpo"]["forget"], methods["simnpo"]["rule"]) == ("simnpo", f"gdiff-{1 / 1.125}")
+    assert (methods["kl"]["forget"], methods["kl"]["retain"]) == ("nll", "kl")
+    # 324 retain rows for KL and again for RMU's activations; 40 forget rows for NPO, UNDIAL, and IdkDPO's refusals.
+    assert len(list((tmp_path / "reference").iterdir())) == 2 * 324 + 3 * 40
+    again = run(tmp_path, methods=("all",), rates=(1e-3,))
+    again.run()
+    assert again.stages.computed == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "steps", "restored"),
+    [
+        ({"stop_forget": "1"}, "forget probability at or below the target", 0, None),
+        ({"stop_forget": "auto"}, "steps", 2, None),  # an untrained model gives the answers as little as the reference
+        ({"stop_forget": "paraphrases", "retain_budget": 100.0}, "steps", 2, None),
+        ({"retain_budget": 1e-9}, "retain loss above the budget from the first check, nothing to restore", 0, None),
+    ],
+)
+def test_stopping_criteria_end_a_run(tmp_path: Path, changes: Any, reason: str, steps: int, restored: int | None) -> None:
+    results = run(tmp_path, methods=("ga@1e-9",), check_every=1, **changes).run()
+    method = results["models"][-1]["method"]
+    assert (method["stopped"]["reason"], method["steps"], method["stopped"]["restored_step"]) == (reason, steps, restored)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == steps
+    assert reason in (tmp_path / "report.html").read_text()
+
+
+def test_a_budget_restores_the_best_weights(tmp_path: Path) -> None:
+    """One step of ascent at a rate that destroys the model: the weights before it come back."""
+    results = run(tmp_path, methods=("ga@1",), retain_budget=20.0, check_every=1).run()
+    before, _, after = results["models"]
+    assert after["method"]["stopped"] == {
+        "reason": "retain loss above the budget, best checkpoint restored",
+        "restored_step": 0,
+    }
+    assert after["metrics"]["sets"] == before["metrics"]["sets"]
+
+
 def test_several_bases(tmp_path: Path) -> None:
     results = run(tmp_path, methods=("ngdiff",), bases=("sgd", "adamw", "momentum")).run()
     assert [model["name"] for model in results["models"][2:]] == ["ngdiff sgd", "ngdiff adamw", "ngdiff momentum"]
@@ -278,6 +326,16 @@ def a_file(folder: Path) -> list[str]:
         (["--bases", "lion"], "--bases: unknown value 'lion'; choose one of sgd"),
         (["--rates", "1e-4,x"], "--rates: found 'x'"),
         (["--rates", "-1"], "--rates: found -1.0"),
+        (["--methods", "npo:ngdif"], "unknown name 'ngdif'"),
+        (["--methods", "pno:ngdiff"], "'pno:ngdiff' has 'pno' as forget objective; choose one of nll, npo"),
+        (["--methods", "npo+kll:ngdiff"], "has 'kll' as retain objective; choose one of nll, kl, activations"),
+        (["--methods", "ngdiff@auto:0"], "'ngdiff@auto:0' has 'auto:0' where a learning rate"),
+        (["--methods", "npo,npo:gdiff-0.5"], "'npo:gdiff-0.5' is the same as another one"),
+        (["--methods", "npo,npo@1e-4"], "'npo@1e-4' is the same as another one"),
+        (["--stop-forget", "soon"], "--stop-forget: found 'soon'; give a probability from 0 to 1, or auto or paraphrases"),
+        (["--stop-forget", "2"], "--stop-forget: found '2'; give a probability"),
+        (["--retain-budget", "0"], "--retain-budget: found 0.0; give a loss > 0"),
+        (["--check-every", "0"], "--check-every: found 0; give a whole number >= 1"),
         (["--steps", "0"], "--steps: found 0; give a whole number >= 1"),
         (["--steps", "many"], "'--steps': "),
         (["--seed", "-1"], "--seed: found -1"),
@@ -318,6 +376,9 @@ def test_summary_puts_runs_side_by_side(finished: Path, tmp_path: Path) -> None:
         assert row["retain_kept"] == after / before
     assert read(tmp_path, "manifests.json")[str(finished)] == read(finished, "manifest.json")
     assert (tmp_path / "tradeoff.png").stat().st_size > 5000
+    assert (tmp_path / "pareto.png").stat().st_size > 5000
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| before", "| retain-only", "| ngdiff", "| ga"]
 
 
 def test_summary_of_no_run(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def measure(problem: Problem) -> Measurement | None:
         parts = [
             Measurement(abs(fit - exact), abs(exact) * NOTHING, "error of eta* for a quadratic"),
             Measurement(abs(search(line, problem.h) - exact), abs(exact) * NOTHING, "error of the search for a quadratic"),
+            Measurement(abs(search(line, problem.h, "paper") - exact), abs(exact) * NOTHING, "error of the rate of mode paper"),
             *_optimizer(problem.tasks, exact),
         ]
         return worst(*parts)
@@ -84,9 +85,9 @@ def retain_line(tasks: TwoTasks) -> Line | None:
     return lines[0] if lines is not None and lines[0].curvature > 1e-6 * lines[0].bound(2) else None
 
 
-def search(line: Line, initial: float) -> arb:
+def search(line: Line, initial: float, mode: str = "robust") -> arb:
     """The rate that the library's first refresh finds from `initial`."""
-    rate = AutoLearningRate(initial=initial, unit_roundoff=2.0**-300)
+    rate = AutoLearningRate(initial=initial, mode=mode, unit_roundoff=2.0**-300)
     # Along theta + h d the line's eta is -h.
     return arb(rate.refresh(0, arb(initial), lambda h: line.value(-h)))  # type: ignore[arg-type,return-value]
 

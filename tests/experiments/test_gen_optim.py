@@ -1,0 +1,82 @@
+"""The GeN authors' learning rate, from their own package, on our direction."""
+
+import sys
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from oracle import copy_of
+from transformers import BatchEncoding
+
+from experiments.errors import UserError
+from experiments.lm.gen_optim import EVERY, GenOptimizer
+
+
+@pytest.fixture
+def problem() -> Any:
+    torch.manual_seed(0)
+    return oracle.llama_problem()
+
+
+def steps(problem: Any, base: str, lr: float, count: int, other: Any, **options: Any) -> GenOptimizer:
+    optimizer = GenOptimizer(problem.model, "ngdiff", base, lr, **options)
+    for _ in range(count):
+        losses = []
+        for task, loss in (("retain", problem.retain), ("forget", problem.forget)):
+            with optimizer.task(task):
+                value = loss(problem.model)
+                value.backward()
+            losses.append(value.detach())
+        optimizer.step((losses[0], losses[1]), other)
+    return optimizer
+
+
+@pytest.mark.parametrize("base", ["sgd", "adamw"])
+def test_between_refreshes_it_is_torch_on_ngdiffs_direction(problem: Any, base: str) -> None:
+    twin = copy_of(problem)
+    kind = torch.optim.SGD if base == "sgd" else torch.optim.AdamW
+    slow = oracle.Oracle(twin, "ngdiff", lambda parameters: kind(parameters, lr=1e-2, weight_decay=0.0))
+    steps(problem, base, 1e-2, EVERY - 1, lambda: pytest.fail("no refresh is due"))
+    for _ in range(EVERY - 1):
+        slow.step()
+    oracle_weights, mine = slow.weights(), oracle.weights(problem.model)
+    assert (mine - oracle_weights).abs().max() <= 1e-9  # float64; AdamW divides by small second moments
+
+
+def test_a_refresh_is_the_packages_formula_by_a_tenth(problem: Any) -> None:
+    """A tenth of the way to b / a, from the losses of another batch at the weights of a step back, here, and a step ahead."""
+    ids = torch.randint(24, (4, 8))
+
+    def other() -> BatchEncoding:
+        return BatchEncoding({"input_ids": ids, "labels": ids})
+
+    lr = 1e-3
+    twin = copy_of(problem)
+    slow = oracle.Oracle(twin, "ngdiff", lambda parameters: torch.optim.SGD(parameters, lr=lr))
+    for _ in range(EVERY - 1):
+        slow.step()
+    d = slow.direction()
+    start = slow.weights()
+
+    def loss_at(h: float) -> float:
+        torch.nn.utils.vector_to_parameters(start + h * d, twin.model.parameters())
+        with torch.no_grad():
+            return float(twin.model(input_ids=ids, labels=ids).loss)
+
+    minus, zero, plus = loss_at(-lr), loss_at(0.0), loss_at(lr)
+    # Fitted at -lr, 0, lr, in which a step ahead is theta - lr d.
+    slope, curvature = (plus - minus) / (2 * lr), (plus + minus - 2 * zero) / lr**2
+    optimizer = steps(problem, "sgd", lr, EVERY, other)
+    found = optimizer.param_groups[0]["lr"]
+    assert slope > 0 < curvature
+    expected = 0.9 * lr + 0.1 * min(max(slope / curvature, lr / 2), 2 * lr)
+    assert found == pytest.approx(expected, rel=1e-6)  # scipy fits to about 1e-8
+    moved = oracle.weights(problem.model) - start
+    torch.testing.assert_close(moved, -found * d, rtol=1e-7, atol=1e-12)
+
+
+def test_without_the_package_it_is_one_line(problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "GeN", None)
+    with pytest.raises(UserError, match=r"the rate 'gen' needs gen-optim and scikit-learn .*; pip install them"):
+        GenOptimizer(problem.model, "ngdiff", "sgd", 1e-3)

@@ -1,0 +1,137 @@
+"""When a run ends, and with which weights."""
+
+import copy
+import math
+
+import pytest
+import torch
+from asserts import assert_bitwise_equal
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import mlp_problem, run_tasks
+from torch import nn
+
+from ngdiff import StoppingCriteria, TwoTaskOptimizer
+from ngdiff.stopping import FORGOTTEN, LOST, OVER_BUDGET, STEPS, forget_target
+
+
+def model_at(step: float) -> nn.Module:
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(step)
+    return model
+
+
+def run(stopping, checks):
+    """Feeds checks to a model whose weights are the number of the step; returns the step it ended at and the weights."""
+    model = model_at(0)
+    for step, (forget, retain) in enumerate(checks):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(step)
+        if stopping.check(model, step, forget, retain):
+            return step, model.weight[0, 0].item()
+    return None, model.weight[0, 0].item()
+
+
+def test_a_run_stops_at_the_target_and_keeps_its_weights():
+    stopping = StoppingCriteria(forget_target=0.1)
+    assert run(stopping, [(0.9, 0.1), (0.11, 50.0), (0.1, 0.1), (0.0, 0.1)]) == (2, 2.0)
+    assert stopping.fired == FORGOTTEN
+    assert stopping.restored is None
+    assert stopping.checks == [(0, 0.9, 0.1), (1, 0.11, 50.0), (2, 0.1, 0.1)]
+    assert stopping.summary(2) == {"reason": FORGOTTEN, "steps": 2, "restored_step": None}
+
+
+@pytest.mark.parametrize("loss", [0.51, math.inf, math.nan])
+def test_a_run_over_its_budget_goes_back_to_the_best_weights(loss):
+    """Best is the lowest forget probability within the budget, not the last and not the one that broke it."""
+    stopping = StoppingCriteria(retain_budget=0.5)
+    assert run(stopping, [(0.9, 0.1), (0.2, 0.4), (0.3, 0.5), (0.0, loss)]) == (3, 1.0)
+    assert (stopping.fired, stopping.restored) == (OVER_BUDGET, 1)
+
+
+def test_a_run_that_begins_over_its_budget_has_nothing_to_restore():
+    stopping = StoppingCriteria(retain_budget=0.5)
+    assert run(stopping, [(0.9, 0.6)]) == (0, 0.0)
+    assert (stopping.fired, stopping.restored) == (LOST, None)
+
+
+def test_over_budget_and_forgotten_at_once_is_over_budget():
+    stopping = StoppingCriteria(forget_target=0.1, retain_budget=0.5)
+    assert run(stopping, [(0.9, 0.1), (0.05, 0.9)]) == (1, 0.0)
+    assert stopping.fired == OVER_BUDGET
+
+
+def test_without_criteria_nothing_fires_and_no_weights_are_kept():
+    stopping = StoppingCriteria()
+    assert not stopping.active
+    assert run(stopping, [(0.0, math.nan), (0.0, 1e9)]) == (None, 1.0)
+    assert stopping._best is None
+    assert stopping.summary(7) == {"reason": STEPS, "steps": 7, "restored_step": None}
+
+
+@given(
+    target=st.one_of(st.none(), st.floats(0, 1)),
+    budget=st.one_of(st.none(), st.floats(0.1, 2)),
+    checks=st.lists(st.tuples(st.floats(0, 1), st.one_of(st.floats(0, 3), st.just(math.nan))), min_size=1, max_size=8),
+)
+def test_against_the_definition(target, budget, checks):
+    """The first check over the budget or at the target ends the run; one over the budget restores the best before it."""
+    ended, weights = run(StoppingCriteria(target, budget), checks)
+    over = [i for i, (_, loss) in enumerate(checks) if budget is not None and not loss <= budget]
+    done = [i for i, (p, _) in enumerate(checks) if target is not None and p <= target]
+    first = min(over + done, default=None)
+    assert ended == first
+    if first in over and first > 0:
+        assert weights == min(range(first), key=lambda i: checks[i][0])
+    else:
+        assert weights == (len(checks) - 1 if first is None else first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_restored_weights_are_those_of_the_step_to_the_last_bit_and_the_optimizer_goes_on_from_them(dtype):
+    problem = mlp_problem(torch.float32)
+    model = problem.model.to(dtype)
+    cast = problem._replace(model=model)
+    optimizer = TwoTaskOptimizer(model.parameters(), lr=0.1)
+    stopping = StoppingCriteria(retain_budget=1.0)
+    stopping.check(model, 0, 0.5, 0.5)
+    before = copy.deepcopy([p.detach() for p in model.parameters()])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        run_tasks(optimizer, cast)
+        optimizer.step()
+        assert not torch.equal(before[0], model[0].weight)
+        assert stopping.check(model, 1, 0.1, 2.0)
+        for parameter, value in zip(model.parameters(), before, strict=True):
+            assert_bitwise_equal(parameter.detach(), value)
+        run_tasks(optimizer, cast)  # the optimizer takes the restored weights over into its buffers and master weights
+        optimizer.step()
+    rate = 0.1 * 2 * 1.01  # a step is lr ||d|| <= 2 lr long, and its rounding
+    moved = torch.stack([(p - v).float().square().sum() for p, v in zip(model.parameters(), before, strict=True)]).sum().sqrt()
+    assert 0 < moved <= rate
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"forget_target": 1.5}, "forget_target = 1.5: give a probability from 0 to 1, or None for no target"),
+        ({"forget_target": math.nan}, "forget_target = nan: give a probability"),
+        ({"retain_budget": 0.0}, "retain_budget = 0.0: give a loss > 0 in nats a token, or None for no budget"),
+        ({"retain_budget": math.nan}, "retain_budget = nan: give a loss"),
+    ],
+)
+def test_criteria_out_of_range(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        StoppingCriteria(**arguments)
+
+
+def test_the_default_target_is_the_reference_or_else_the_paraphrases():
+    assert forget_target(0.02, 0.3) == 0.02
+    assert forget_target(0.0, 0.3) == 0.0
+    assert forget_target(None, 0.3) == 0.3
+    with pytest.raises(ValueError, match="forget_target: paraphrases = nan; give a probability from 0 to 1"):
+        forget_target(None, math.nan)
+    with pytest.raises(ValueError, match="forget_target: reference = 2; give a probability"):
+        forget_target(2, 0.3)
