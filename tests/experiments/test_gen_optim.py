@@ -7,6 +7,7 @@ import oracle
 import pytest
 import torch
 from oracle import copy_of
+from torch import Tensor
 from transformers import BatchEncoding
 
 from experiments.errors import UserError
@@ -44,33 +45,34 @@ def test_between_refreshes_it_is_torch_on_ngdiffs_direction(problem: Any, base: 
     assert (mine - oracle_weights).abs().max() <= 1e-9  # float64; AdamW divides by small second moments
 
 
-def test_a_refresh_is_the_packages_formula_by_a_tenth(problem: Any) -> None:
-    """A tenth of the way to b / a, from the losses of another batch at the weights of a step back, here, and a step ahead."""
-    ids = torch.randint(24, (4, 8))
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_refresh_is_the_packages_formula_by_a_tenth(problem: Any, ahead: bool) -> None:
+    """A tenth of the way to b / a, from the losses of another batch at the weights of a step back, here, and a step ahead.
 
-    def other() -> BatchEncoding:
-        return BatchEncoding({"input_ids": ids, "labels": ids})
-
+    Where that batch has no minimum ahead, the rate stays.
+    """
     lr = 1e-3
     twin = copy_of(problem)
     slow = oracle.Oracle(twin, "ngdiff", lambda parameters: torch.optim.SGD(parameters, lr=lr))
     for _ in range(EVERY - 1):
         slow.step()
-    d = slow.direction()
-    start = slow.weights()
+    d, start = slow.direction(), slow.weights()
 
-    def loss_at(h: float) -> float:
-        torch.nn.utils.vector_to_parameters(start + h * d, twin.model.parameters())
-        with torch.no_grad():
-            return float(twin.model(input_ids=ids, labels=ids).loss)
+    def fit(ids: Tensor) -> tuple[float, float]:
+        losses = []
+        for h in (-lr, 0.0, lr):  # h = lr is a step back, for a step ahead is theta - lr d
+            torch.nn.utils.vector_to_parameters(start + h * d, twin.model.parameters())
+            with torch.no_grad():
+                losses.append(float(twin.model(input_ids=ids, labels=ids).loss))
+        minus, zero, plus = losses
+        return (plus - minus) / (2 * lr), (plus + minus - 2 * zero) / lr**2
 
-    minus, zero, plus = loss_at(-lr), loss_at(0.0), loss_at(lr)
-    # Fitted at -lr, 0, lr, in which a step ahead is theta - lr d.
-    slope, curvature = (plus - minus) / (2 * lr), (plus + minus - 2 * zero) / lr**2
-    optimizer = steps(problem, "sgd", lr, EVERY, other)
+    batches = (torch.randint(24, (4, 8)) for _ in range(100))
+    ids = next(ids for ids in batches if (min(fit(ids)) > 0) is ahead)
+    slope, curvature = fit(ids)
+    expected = 0.9 * lr + 0.1 * min(max(slope / curvature, lr / 2), 2 * lr) if ahead else lr
+    optimizer = steps(problem, "sgd", lr, EVERY, lambda: BatchEncoding({"input_ids": ids, "labels": ids}))
     found = optimizer.param_groups[0]["lr"]
-    assert slope > 0 < curvature
-    expected = 0.9 * lr + 0.1 * min(max(slope / curvature, lr / 2), 2 * lr)
     assert found == pytest.approx(expected, rel=1e-6)  # scipy fits to about 1e-8
     moved = oracle.weights(problem.model) - start
     torch.testing.assert_close(moved, -found * d, rtol=1e-7, atol=1e-12)
