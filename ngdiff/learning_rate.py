@@ -235,10 +235,8 @@ def search(step: int, lr: float, losses: Callable[[float], Losses], unit_roundof
 
 def newton(minus: float, zero: float, plus: float, h: float) -> tuple[float, str]:
     """eta* after probing at -h, 0, +h, as the paper has it; h where there is no minimum ahead or a loss is not finite."""
-    parabola = fit_parabola(minus, zero, plus, h)
-    if parabola.slope > 0 and 0 < parabola.curvature < math.inf:
-        return parabola.minimiser, "minimum"
-    return h, "no minimum"
+    eta = fit_parabola(minus, zero, plus, h).minimiser
+    return (eta, "minimum") if 0 < eta < math.inf else (h, "no minimum")
 
 
 def propose(minus: float, zero: float, plus: float, h: float, unit_roundoff: float = 2.0**-24) -> tuple[float, str]:

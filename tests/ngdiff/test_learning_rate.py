@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from oracle import Oracle, Problem, copy_of, mlp_problem, quadratic_problem, run_tasks, weights
 from torch import nn
 
-from ngdiff import AutoLearningRate, TwoTaskOptimizer
+from ngdiff import AutoLearningRate, TwoTaskOptimizer, rules
 from ngdiff.learning_rate import NOTHING, Refresh, fit_parabola, propose
 
 NAN, INF = float("nan"), float("inf")
@@ -556,6 +556,38 @@ def test_a_refused_refresh_is_made_up_at_the_next_step():
     take_step(optimizer, problem)
     assert optimizer.auto.trace
     assert optimizer.param_groups[0]["lr"] > 1e-4
+
+
+@every_base
+@pytest.mark.parametrize("rule", [name for name in rules.names() if name != "munba"])
+def test_the_rate_stays_finite_with_every_rule_and_base(rule, base):
+    """Also where d ascends the retain loss, as GA's does, and there is no minimum to find."""
+    problem = mlp_problem()
+    optimizer = TwoTaskOptimizer(problem.model.parameters(), rule, lr="auto", **BASES[base])
+    for _ in range(12):
+        losses = run_tasks(optimizer, problem)
+        optimizer.step(losses=losses, probe=lambda: problem.retain(problem.model))
+        assert 0 < optimizer.param_groups[0]["lr"] < INF
+    assert optimizer.skipped_steps == 0
+    assert weights(problem.model).isfinite().all()
+    assert len({entry.step for entry in optimizer.auto.trace}) == 5  # at steps 0, 1, 2, 4, 8
+
+
+def test_gradient_accumulation_changes_no_rate():
+    """Two halves of a batch in one task are the whole batch, for gradients, probes and rates."""
+    problem = mlp_problem()
+    rates = []
+    for parts in (1, 2):
+        twin = copy_of(problem)
+        optimizer = TwoTaskOptimizer(twin.model.parameters(), lr="auto")
+        for _ in range(5):
+            for task, loss in (("retain", twin.retain), ("forget", twin.forget)):
+                for _ in range(parts):
+                    with optimizer.task(task):
+                        (loss(twin.model) / parts).backward()
+            optimizer.step(probe=lambda twin=twin: twin.retain(twin.model))
+        rates.append([entry.new for entry in optimizer.auto.trace])
+    assert rates[0] == pytest.approx(rates[1], rel=1e-9)  # halves are exact; sums of 1e3 roundings
 
 
 def test_a_llama_learns_with_the_automatic_rate():
