@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 MODES = ("robust", "paper")
-SETTLED = 1.5  # a search ends when the rate changes by less than this factor: the probe was about as long as the step
-SEARCH = 50  # probes of a search at most
-LEAP = 16.0  # largest factor of a search, which probes again where it lands: too long costs no more than too short
+BOUND = 2.0  # factor by which a refresh raises the rate at most: beyond 2 h a parabola through -h, 0, h is a guess
+SETTLED = 1.5  # a search ends at a minimum not nearer than the probe by this factor: the probe was about as long as the step
+SEARCH = 25  # probes of a search at most, enough to cross 30 orders of magnitude either way
+LEAP = 16.0  # factor of a search, which probes again where it lands: too long costs no more than too short
 BRACKET = 4.0  # a search without a minimum ends when the lengths too short and too long to see one are this factor apart
-LONGEST = 2  # refreshes are at most this many times `every` steps apart
+STEADY, FAILED = 2, 8  # refreshes are at most this many times `every` steps apart: of a steady rate, after a failed search
+SMALLEST, LARGEST = 1e-100, 1e100  # initial rates whose squares stay in range, wherever a search goes
 NOTHING = "nothing measured"  # outcome of a search that failed; the next refresh searches again
+UNSEEN = ("flat", "no minimum")  # outcomes after which a search looks farther out
 
 
 class Parabola(NamedTuple):
@@ -81,15 +84,15 @@ class AutoLearningRate:
     "robust" adds:
 
     - a search at the first refresh, which goes from `initial` to the scale of the loss: `initial` is a place to start looking
-      and not a tuned value;
-    - bounds: the rate at most doubles at a refresh, because the parabola is known on [-h, h] and beyond 2 h it is a guess; down
+      and not a tuned value. Where it finds no minimum, later refreshes search again;
+    - bounds: from then on the rate at most doubles, because the parabola is known on [-h, h] and beyond 2 h it is a guess; down
       to 0 it is interpolation and needs none. It halves where a loss is not finite, and where a step of its own length would
       raise the loss with no minimum ahead;
-    - a ceiling: the largest eta* seen while the loss was at its lowest. Where a run has damaged the model, slope and eta* are
-      large because there is much to repair; a rate that followed them would do more damage, and so on. It rises only at a
-      refresh whose loss is not above that of the last time it rose;
-    - a threshold: a second difference tells something if it exceeds sqrt(u) L_0, half of the digits of the loss. Below it the
-      loss is flat at this length, and the rate doubles, up to the ceiling;
+    - a ceiling: the largest eta* seen by a refresh whose loss was the lowest so far. Where a run has damaged the model, slope
+      and eta* are large because there is much to repair; a rate that followed them would do more damage, and so on;
+    - a threshold: a difference of losses tells something if it exceeds sqrt(u) L_0, half of the digits of the loss. Where the
+      second difference does not, the loss is flat at this length, and the rate doubles, up to the ceiling; where the first does
+      not, it is level, and the rate halves;
     - intervals that follow the rate: 1, 2, 4, ... steps from the start, when curvature changes fastest, then `every`, and twice
       `every` while the rate is steady.
 
@@ -107,7 +110,8 @@ class AutoLearningRate:
     Attributes:
         trace: every refresh, in order.
         stretch: the next refresh is this many times `every` steps after the last.
-        ceiling, level: the largest rate at present, and the loss at which it was seen.
+        ceiling: the largest rate at present.
+        level: the lowest loss of the refreshes that saw a minimum.
 
     Raises:
         ValueError: an argument is out of range.
@@ -125,8 +129,12 @@ class AutoLearningRate:
     level: float = field(default=math.inf, init=False)
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.initial) and self.initial > 0):
-            raise ValueError(f"initial = {self.initial}: the first learning rate must be finite and > 0, e.g. 1e-2")
+        if not SMALLEST <= self.initial <= LARGEST:
+            raise ValueError(
+                f"initial = {self.initial}: the first learning rate must be from {SMALLEST} to {LARGEST:g}, e.g. 1e-2"
+            )
+        if not 0 < self.unit_roundoff < 1:
+            raise ValueError(f"unit_roundoff = {self.unit_roundoff}: must be in (0, 1), e.g. 2**-24 for float32")
         if self.every < 1:
             raise ValueError(f"every = {self.every}: the number of steps between refreshes must be >= 1, e.g. 10")
         if self.mode not in MODES:
@@ -148,13 +156,18 @@ class AutoLearningRate:
             step: number of steps taken so far.
             lr: the present rate, > 0.
             loss_at: h -> retain loss at theta + h d.
+
+        Returns:
+            A rate > 0. An error in `loss_at` leaves all as it was.
+
+        Raises:
+            ValueError: lr is not > 0.
         """
         zero = loss_at(0.0)
 
         def losses(h: float) -> Losses:
             return loss_at(-h), zero, loss_at(h)
 
-        # The trace grows, and the ceiling moves, at the end, so that an error in a probe leaves no trace.
         if self.mode == "paper":
             self.trace.append(Refresh(step, lr, *newton(*losses(lr), lr)))
         elif not self.trace or self.trace[-1].outcome == NOTHING:
@@ -165,8 +178,10 @@ class AutoLearningRate:
 
     def _conclude(self, found: list[Refresh], loss: float) -> None:
         """Take over what a search has found."""
-        if found[-1].outcome != NOTHING:
-            self.ceiling, self.level = found[-1].new, loss
+        if found[-1].outcome == NOTHING:
+            self.stretch = min(2 * self.stretch, FAILED)
+        else:
+            self.ceiling, self.level, self.stretch = found[-1].new, loss, 1
         self.trace += found
 
     def _follow(self, found: Refresh, loss: float) -> None:
@@ -176,7 +191,7 @@ class AutoLearningRate:
         if found.new > self.ceiling:
             found = found._replace(new=self.ceiling, outcome="capped")
         steady = found.outcome in ("minimum", "capped") and found.new >= found.old / 2
-        self.stretch = min(2 * self.stretch, LONGEST) if steady else 1
+        self.stretch = min(2 * self.stretch, STEADY) if steady else 1
         self.trace.append(found)
 
     def state_dict(self) -> dict[str, Any]:
@@ -190,64 +205,91 @@ class AutoLearningRate:
         self.trace = [Refresh(*entry) for entry in state["trace"]]
 
 
-_STATE = ("initial", "every", "mode", "stretch", "ceiling", "level")
+_STATE = ("initial", "every", "mode", "unit_roundoff", "stretch", "ceiling", "level")
 
 
 def search(step: int, lr: float, losses: Callable[[float], Losses], unit_roundoff: float = 2.0**-24) -> list[Refresh]:
     """Probe from `lr` on until the minimum is about as far away as the probe was long.
 
     Where the loss is flat up to some length and rises from there on, as along a direction that is not downhill, there is no
-    minimum: the search ends between the two, and its last outcome is `NOTHING`, so that the next refresh searches again. Where
-    it is flat, or no number, at every length, the rate stays `lr`.
+    minimum: the search ends between the two, and its last outcome is `NOTHING`. Where it is flat, or no number, at every
+    length, the rate stays `lr`.
 
     Args:
         step: for the trace.
         lr: where to start, > 0.
         losses: h -> the losses at -h, 0, +h.
         unit_roundoff: of the losses.
+
+    Returns:
+        The trace of the search, at least one entry; the last one has the rate.
     """
     found: list[Refresh] = []
     rate, short, long = lr, 0.0, math.inf  # the longest probe that saw nothing, and the shortest that was too long
     for _ in range(SEARCH):
-        at = losses(rate)
-        old, (rate, outcome) = rate, propose(*at, rate, unit_roundoff)
-        if outcome == "minimum" and rate * SETTLED >= old:
+        old = rate
+        # Far, while nothing was too long; then by 2, so that of several minima the search ends at the nearest.
+        bound = LEAP if long == math.inf else BOUND
+        rate, outcome = propose(*losses(old), old, unit_roundoff, bound)
+        if outcome == "minimum" and old / SETTLED <= rate <= old * BOUND:
             return [*found, Refresh(step, old, rate, outcome)]
-        if outcome in ("minimum", "uphill", "not finite"):
-            long = min(long, old)
-        if outcome in ("uphill", "not finite"):
-            rate = old / LEAP
-        if outcome in ("flat", "no minimum"):
-            short = max(short, old)
-        if outcome in ("flat", "no minimum", "bounded"):
-            # Far, while nothing was too long; then by 2, so that of several minima the search ends at the nearest.
-            farthest = (2 if long < math.inf else LEAP) * old
-            rate = min(fit_parabola(*at, old).minimiser, farthest) if outcome == "bounded" else farthest
+        if outcome in UNSEEN:
+            short, rate = max(short, old), bound * old
+        elif rate < old:
+            long, rate = min(long, old), rate if outcome == "minimum" else old / LEAP
         if short * BRACKET >= long and outcome != "minimum":
             return [*found, Refresh(step, old, short, NOTHING)]
-        if rate >= long:
-            rate = math.sqrt(old * long)
-        elif rate <= short:
-            rate = math.sqrt(short * old)
+        if not short < rate < long:
+            rate = math.sqrt(old * (long if rate >= long else short))
         found.append(Refresh(step, old, rate, outcome))
     return [*found, Refresh(step, rate, lr, NOTHING)]
 
 
 def newton(minus: float, zero: float, plus: float, h: float) -> tuple[float, str]:
-    """eta* after probing at -h, 0, +h, as the paper has it; h where there is no minimum ahead or a loss is not finite."""
+    """One refresh of mode "paper": eta* as the paper has it, or h where there is no minimum ahead or a loss is not finite.
+
+    Args:
+        minus, zero, plus: the losses at -h, 0, +h.
+        h: the present rate, > 0.
+
+    Returns:
+        The next rate, and the outcome: "minimum" or "no minimum".
+
+    Raises:
+        ValueError: h is not > 0.
+
+    Source: arXiv 2407.02772.
+    """
     eta = fit_parabola(minus, zero, plus, h).minimiser
     return (eta, "minimum") if 0 < eta < math.inf else (h, "no minimum")
 
 
-def propose(minus: float, zero: float, plus: float, h: float, unit_roundoff: float = 2.0**-24) -> tuple[float, str]:
-    """The next rate after probing at -h, 0, +h, and the reason: one refresh of mode "robust", without its memory."""
+def propose(
+    minus: float, zero: float, plus: float, h: float, unit_roundoff: float = 2.0**-24, bound: float = BOUND
+) -> tuple[float, str]:
+    """One refresh of mode "robust", without its memory.
+
+    Args:
+        minus, zero, plus: the losses at -h, 0, +h.
+        h: the present rate, > 0.
+        unit_roundoff: of the losses.
+        bound: factor by which the rate rises at most.
+
+    Returns:
+        The next rate, > 0, and the outcome: "minimum", or "bounded" for one beyond the bound; "flat", "level", "uphill" or
+        "no minimum" where there is none to see; "not finite".
+
+    Raises:
+        ValueError: h is not > 0.
+    """
     if not math.isfinite(minus + zero + plus):
         return h / 2, "not finite"
-    parabola = fit_parabola(minus, zero, plus, h, unit_roundoff)
-    if abs(plus - 2 * zero + minus) <= math.sqrt(unit_roundoff) * abs(zero):
-        return 2 * h, "flat"
+    seen = math.sqrt(unit_roundoff)
+    parabola = fit_parabola(minus, zero, plus, h, seen / 4)  # whose floor is 4 units
+    if not parabola.resolved:
+        return bound * h, "flat"
     if parabola.slope <= 0 or parabola.curvature <= 0:
         return (h / 2, "uphill") if minus > zero else (h, "no minimum")
-    if parabola.minimiser > 2 * h:
-        return 2 * h, "bounded"
-    return parabola.minimiser, "minimum"
+    if plus - minus <= seen * abs(zero):  # a minimum nearer than h / 2, and no digits to say where
+        return h / 2, "level"
+    return (bound * h, "bounded") if parabola.minimiser > bound * h else (parabola.minimiser, "minimum")

@@ -99,7 +99,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         self._seed = seed
         self._steps = 0
         self._skipped: Tensor | int = 0
-        self._loss_is_probe: bool | None = None  # see _loss_at; None until a probe has told
+        self._known_is_exact: bool | None = None  # whether `probe_here` is what a probe gives; None until one has told
         defaults = {"lr": self.auto.initial if self.auto else lr, "base": base, "momentum": momentum, "nesterov": nesterov}
         more = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "low_precision": low_precision, "dampening": 0.0}
         # Always 0, and there only so that torch.optim.SGD can go on from this optimizer's state_dict.
@@ -176,15 +176,18 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         *,
         losses: tuple[Tensor, Tensor] | None = None,
         probe: Probe | None = None,
+        probe_here: Tensor | None = None,
     ) -> Any:
         """Combine the two gradients and take one step.
 
         Args:
             closure: runs both tasks and returns a loss, as in torch.optim.
-            losses: (retain, forget), shape (); needed by rules that read them, and a non-finite one refuses the step. Where the
-                first probe gives the same retain loss to the last bit, it saves one of three probes from then on.
+            losses: (retain, forget), shape (); needed by rules that read them, and a non-finite one refuses the step.
             probe: evaluates the retain loss at the model's current weights, outside autocast; needed by lr="auto", which calls
-                it two or three times at a refresh, more often at the first, each time with the same random state.
+                it three times at a refresh, more often at the first, each time with the same random state.
+            probe_here: what `probe` would return at these weights, shape (), if a pass of the retain task has given it already:
+                saves one of the three. The first one is compared with the probe, and if they differ in any bit, as by dropout,
+                autocast or another order of summation, all probes are made: the difference would drown the second difference.
 
         Returns:
             What `closure` returned, else None.
@@ -204,7 +207,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
             report = self._combine(losses)
             if due and bool(report.finite):
                 assert probe is not None  # by _check_ready
-                self._refresh_and_step(report, probe, losses)
+                self._refresh_and_step(report, probe, probe_here)
             else:
                 self._plain_step(report)
         self._skipped = self._skipped + (~report.finite).long()
@@ -219,7 +222,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
             "steps": self._steps,
             "skipped": self.skipped_steps,
             "seed": self._seed,
-            "loss_is_probe": self._loss_is_probe,
+            "known_is_exact": self._known_is_exact,
             "auto": self.auto.state_dict() if self.auto else None,
         }
         result = super().state_dict()
@@ -248,7 +251,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
             segment.load_state([saved[p] for p in segment.parameters])
             self._publish_state(segment)
         self._steps, self._skipped, self._seed = extra["steps"], extra["skipped"], extra.get("seed", self._seed)
-        self._loss_is_probe = extra.get("loss_is_probe")
+        self._known_is_exact = extra.get("known_is_exact")
         if self.auto:
             self.auto.load_state_dict(extra["auto"])
 
@@ -327,14 +330,14 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         for group, segment in self._grouped():
             _backend(segment).step_(*_arguments(segment, report), segment.state, group, group["lr"], self._step_seed(segment))
 
-    def _refresh_and_step(self, report: StepReport, probe: Probe, losses: tuple[Tensor, Tensor] | None) -> None:
+    def _refresh_and_step(self, report: StepReport, probe: Probe, here: Tensor | None) -> None:
         """Probe along the direction of this step, choose the rate from what was seen, and take the step."""
         assert self.auto is not None
         self._ready.clear()  # the buffers serve the probes from here on, whatever happens
         for segment in self._all_segments():
             _, retain, forget, coefficients, _ = _arguments(segment, report)
             _backend(segment).combine_(retain, forget, coefficients)
-        known = None if losses is None else float(losses[0])
+        known = None if here is None else float(here)
         lr = self.auto.refresh(self._steps, self.param_groups[0]["lr"], lambda h: self._loss_at(h, probe, known))
         for group, segment in self._grouped():
             group["lr"] = lr
@@ -342,30 +345,21 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
             _backend(segment).base_step_(theta, d, finite, segment.state, group, lr, self._step_seed(segment))
 
     def _loss_at(self, h: float, probe: Probe, known: float | None) -> float:
-        """The retain loss at theta + h base(d). At h = 0 it may be known from the task's own pass, which saves a third.
-
-        It is, where the first probe of a run gives the loss of the task to the last bit: without dropout, autocast or another
-        reduction. Otherwise it would differ from the other two by more than their second difference.
-        """
-        if h == 0 and known is not None and self._loss_is_probe:
+        """The retain loss at theta + h base(d), at h = 0 the known one once it has proved to be what a probe gives."""
+        if h == 0 and known is not None and self._known_is_exact:
             return known
         value = self._probe(h, probe)
-        if h == 0 and known is not None and self._loss_is_probe is None:
-            self._loss_is_probe = value == known
+        if h == 0 and known is not None and self._known_is_exact is None:
+            self._known_is_exact = value == known
         return value
 
     def _probe(self, h: float, probe: Probe) -> float:
-        """The retain loss at theta + h base(d), with momentum at its full length.
-
-        Nothing is written but a buffer, at which the model looks meanwhile.
-        """
+        """The retain loss at theta + h base(d). Nothing is written but a buffer, at which the model looks meanwhile."""
         cuda = {s.theta.device for s in self._all_segments() if s.theta.is_cuda}
         try:
             for group, segment in self._grouped():
                 out = segment.gradients["forget"]  # no longer needed once d is formed
-                # Velocity goes on: it is 1 / (1 - momentum) directions long in the end, and shorter at first. The probe sees
-                # the length that the rate will come to mean, as AdamW's corrected moments do.
-                length = h / (1 - group["momentum"] ** (self._steps + 1))
+                length = h * self._growth(group)
                 _backend(segment).probe_(out, segment.theta, segment.gradients["retain"], segment.state, group, length)
                 segment.point_at(out)
             torch.clear_autocast_cache()  # it would go on serving the weights of before, cast to half precision
@@ -375,6 +369,18 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
             for segment in self._all_segments():
                 segment.point_at(segment.theta)
             torch.clear_autocast_cache()
+
+    def _growth(self, group: dict[str, Any]) -> float:
+        """By how much momentum will still lengthen the direction: the rate is chosen for what it will come to mean.
+
+        Velocity becomes 1 / (1 - momentum) directions long and is shorter at first, as AdamW's moments are before they are
+        corrected. The formula of the paper takes the direction as it is.
+        """
+        assert self.auto is not None
+        if group["base"] != "sgd" or self.auto.mode == "paper":
+            return 1.0
+        taken = self._steps - self.skipped_steps + 1
+        return 1 / (1 - group["momentum"] ** (taken + group["nesterov"]))
 
     def _step_seed(self, segment: Segment) -> int:
         """A seed of its own for every step and segment."""

@@ -1,12 +1,15 @@
 """What the model said before unlearning: computed once a row, kept on disk, so that no second model need stay in memory."""
 
+from __future__ import annotations
+
 import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,48 +25,74 @@ class ReferenceCache:
     as it is then. A file that is damaged counts as absent.
 
     Args:
-        folder: where the files are; made if absent. One file a row and quantity.
+        folder: where the files are; made if absent. One file a row and quantity. Keep folders of other versions, devices or
+            precisions apart: the hash is of the model's weights alone.
         model: before unlearning. Its weights are read once, for their hash.
 
     Examples:
         >>> cache = ReferenceCache(folder, model)
-        >>> values = cache.get("answer_log_probs", rows, lambda missing: compute([rows[i] for i in missing]))
+        >>> values = cache.get("answer_log_probs", rows, lambda missing: ((i, compute(rows[i])) for i in missing))
+        >>> loss = ngdiff.objectives.npo(logits, labels, torch.stack([values[i] for i in batch]))
+
+    Source: ours.
     """
 
     def __init__(self, folder: str | Path, model: nn.Module):
         self.folder = Path(folder)
         self.model_hash = content_hash(model)
 
-    def get(self, quantity: str, rows: Sequence[Row], compute: Callable[[list[int]], Sequence[Tensor]]) -> list[Tensor]:
-        """One tensor a row, on the CPU, in the order of the rows.
+    def get(
+        self, quantity: str, rows: Sequence[Row], compute: Callable[[list[int]], Iterable[tuple[int, Tensor]]]
+    ) -> References:
+        """One tensor a row, read from disk when it is asked for: those of a large vocabulary fill no memory.
 
         Args:
             quantity: what is computed, with all that it depends on beside model and row, such as the number of a layer.
             rows: (input ids, labels) of each row.
-            compute: numbers of the rows that are not on disk -> one tensor each; called at most once, without gradients.
+            compute: numbers of the rows that are not on disk -> number and tensor of each, written as they come. Called at
+                most once, without gradients.
 
         Raises:
-            ValueError: `compute` returned another number of tensors.
+            ValueError: `compute` left out a row.
         """
-        keys = [self._key(quantity, row) for row in rows]
-        found: dict[str, Tensor | None] = {key: _read(self.folder / key) for key in dict.fromkeys(keys)}
-        first = {key: i for i, key in reversed(list(enumerate(keys)))}  # equal rows are computed once
-        missing = [i for key, i in first.items() if found[key] is None]
+        paths = [self.folder / self._key(quantity, row) for row in rows]
+        first = {path: i for i, path in reversed(list(enumerate(paths)))}  # equal rows are computed once
+        missing = [i for path, i in first.items() if _read(path) is None]
+        left = set(missing)
         if missing:
             with torch.no_grad():
-                values = compute(missing)
-            if len(values) != len(missing):
-                raise ValueError(f"get: {len(values)} values of {quantity!r} for {len(missing)} rows; compute one a row")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for i, value in zip(missing, values, strict=True):
-                kept = value.detach().cpu().clone()  # a slice would keep, and write, its whole batch
-                _write(self.folder / keys[i], kept)
-                found[keys[i]] = kept
-        return [known for key in keys if (known := found[key]) is not None]
+                for i, value in compute(missing):
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    _write(paths[i], value.detach().cpu().clone())  # a slice would be written with its whole batch
+                    left.discard(i)
+        if left:
+            raise ValueError(f"get: no value of {quantity!r} for row {min(left)}; compute one for each of the missing rows")
+        return References(paths)
 
     def _key(self, quantity: str, row: Row) -> str:
         ids, labels = (list(map(int, part)) for part in row)
         return hashlib.sha256(repr((self.model_hash, quantity, ids, labels)).encode()).hexdigest()
+
+
+class References(Sequence[Tensor]):
+    """One tensor a row, on disk until it is asked for, then on the CPU."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, i: Any) -> Any:
+        """The tensor of row i.
+
+        Raises:
+            RuntimeError: its file was removed or damaged since it was asked for.
+        """
+        value = _read(self._paths[i])
+        if value is None:
+            raise RuntimeError(f"{self._paths[i]}: removed or damaged during the run; start it again")
+        return value
 
 
 def content_hash(model: nn.Module) -> str:

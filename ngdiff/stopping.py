@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 STEPS = "steps"
@@ -15,10 +14,11 @@ LOST = "retain loss above the budget from the first check, nothing to restore"
 
 @dataclass
 class StoppingCriteria:
-    """Watches small held-out batches of both tasks and says when a run is done. A criterion that is None never fires.
+    """Watches a small batch of each task and says when a run is done. A criterion that is None never fires.
 
-    Call `check` before the first step and every few steps from then on. The best checkpoint is the one of the lowest forget
-    probability among those whose retain loss was within the budget; it is kept on the CPU, n elements, if there is a budget.
+    The retain batch should be held out from the steps; the forget batch cannot be, for all of it is to be forgotten. Call
+    `check` before the first step and every few steps from then on. The best checkpoint is the one of the lowest forget
+    probability among those whose retain loss was within the budget; its weights are kept on the CPU if there is a budget.
 
     Args:
         forget_target: stop where the mean answer probability on the forget rows is at or below it; the function of the same
@@ -49,7 +49,7 @@ class StoppingCriteria:
     fired: str | None = field(default=None, init=False)
     restored: int | None = field(default=None, init=False)
     checks: list[tuple[int, float, float]] = field(default_factory=list, init=False)
-    _best: tuple[float, int, list[Tensor]] | None = field(default=None, init=False, repr=False)
+    _best: tuple[float, int, dict[str, Tensor]] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.forget_target is not None and not 0 <= self.forget_target <= 1:
@@ -70,26 +70,33 @@ class StoppingCriteria:
             step: number of steps taken.
             forget_probability: mean answer probability on forget rows, exp of minus the mean NLL of the answer's tokens.
             retain_loss: mean retain loss on held-out rows; one that is not finite exceeds every budget.
+
+        Returns:
+            True where a criterion has fired; `fired` says which.
+
+        Raises:
+            ValueError: forget_probability is below 0 or above 1.
         """
+        if not (0 <= forget_probability <= 1 or math.isnan(forget_probability)):
+            raise ValueError(f"check: forget_probability = {forget_probability}; give exp(-NLL), from 0 to 1")
         self.checks.append((step, forget_probability, retain_loss))
         if self.retain_budget is not None:
             if not retain_loss <= self.retain_budget:  # also where it is NaN
                 self._restore(model)
                 return True
-            if self._best is None or forget_probability < self._best[0]:
-                self._best = forget_probability, step, [p.detach().to("cpu", copy=True) for p in model.parameters()]
+            if self._best is None or forget_probability < self._best[0] or math.isnan(self._best[0]):
+                weights = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+                self._best = forget_probability, step, weights
         if self.forget_target is not None and forget_probability <= self.forget_target:
             self.fired = FORGOTTEN
         return self.fired is not None
 
-    @torch.no_grad()
     def _restore(self, model: nn.Module) -> None:
         if self._best is None:
             self.fired = LOST
             return
-        _, self.restored, values = self._best
-        for parameter, value in zip(model.parameters(), values, strict=True):
-            parameter.copy_(value)
+        _, self.restored, weights = self._best
+        model.load_state_dict(weights)
         self.fired = OVER_BUDGET
 
     def summary(self, steps: int) -> dict[str, Any]:
@@ -103,6 +110,9 @@ def forget_target(reference: float | None, paraphrases: float) -> float:
     Args:
         reference: mean answer probability on the forget rows of a model trained on the retain set alone, if there is one.
         paraphrases: mean probability, before unlearning, of the forget answers in other words: not memorised ones.
+
+    Returns:
+        The one that is given, the reference first.
 
     Raises:
         ValueError: the one that is taken is no probability.

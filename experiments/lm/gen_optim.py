@@ -6,6 +6,7 @@ by a tenth of the way. As published, a refresh advances the state of momentum an
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,6 +16,17 @@ from experiments.errors import UserError
 from ngdiff import Coefficients, Gram, Losses, StepReport, rules
 
 EVERY = 10
+
+
+def check_installed() -> None:
+    """Find out before a run that the package is there.
+
+    Raises:
+        UserError: gen-optim, or scikit-learn, which it imports and does not ask for, is not installed.
+    """
+    missing = [name for module, name in (("GeN", "gen-optim"), ("sklearn", "scikit-learn")) if _absent(module)]
+    if missing:
+        raise UserError(f"--methods: the rate 'gen' needs {' and '.join(missing)}; run pip install {' '.join(missing)}")
 
 
 class GenOptimizer:
@@ -28,14 +40,13 @@ class GenOptimizer:
         options: further options of torch's optimizer.
 
     Raises:
-        UserError: the package gen-optim, or scikit-learn, which it imports, is not installed.
+        UserError: as `check_installed`.
     """
 
     def __init__(self, model: Any, rule: str, base: str, lr: float, **options: Any):
-        try:
-            from GeN import lr_parabola
-        except ImportError as error:
-            raise UserError(f"--methods: the rate 'gen' needs gen-optim and scikit-learn ({error}); pip install them") from None
+        check_installed()
+        from GeN import lr_parabola
+
         self.lr_parabola: Callable[..., None] = lr_parabola
         self.model, self.rule = model, rules.get(rule)
         kind = torch.optim.AdamW if base == "adamw" else torch.optim.SGD
@@ -43,7 +54,7 @@ class GenOptimizer:
         self.inner: Any = kind(model.parameters(), lr=lr, weight_decay=0.0, **options)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.gradients: dict[str, list[Tensor]] = {}
-        self.steps = 0
+        self.steps = self.refreshes = 0
         self.last_step: StepReport | None = None
 
     @property
@@ -56,11 +67,16 @@ class GenOptimizer:
         """Backwards inside give the gradient of one task."""
         self.inner.zero_grad()
         yield
-        self.gradients[name] = [p.grad.detach().clone() for p in self.parameters]
+        # What a loss does not reach, as RMU's the later layers, has no gradient.
+        self.gradients[name] = [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in self.parameters]
         self.inner.zero_grad()
 
     def step(self, losses: tuple[Tensor, Tensor], other_batch: Callable[[], Any]) -> None:
-        """One step along d; at every tenth the package looks at `other_batch()` first, a batch with labels."""
+        """One step along d; at every tenth the package looks at `other_batch()` first, a batch with labels.
+
+        A step whose gradients or losses are not finite is not taken, as in `TwoTaskOptimizer`: the package leaves that to its
+        user.
+        """
         retain, forget = self.gradients["retain"], self.gradients["forget"]
         gram = Gram(_dot(retain, retain), _dot(forget, forget), _dot(retain, forget))
         c_r, c_f = self.rule(gram, Losses(*(loss.double() for loss in losses)))
@@ -69,10 +85,20 @@ class GenOptimizer:
         finite = torch.stack([gram.retain, gram.forget, gram.cross, *losses]).isfinite().all()
         self.last_step = StepReport(gram, Coefficients(c_r, c_f), finite)
         self.steps += 1
+        if not bool(finite):
+            return
         if self.steps % EVERY == 0:
             device = str(self.model.device)
             self.lr_parabola(self.model, self.inner, tr_iter=iter([other_batch()]), device=device, task="NLU")
+            self.refreshes += 1
         self.inner.step()
+
+
+def _absent(module: str) -> bool:
+    try:
+        return find_spec(module) is None
+    except ValueError:  # a module that was made unavailable in this process
+        return True
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:

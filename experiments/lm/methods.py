@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.errors import UserError
+from experiments.lm.gen_optim import check_installed
 from experiments.lm.objectives import FORGET, RETAIN
 from ngdiff import AutoLearningRate, TwoTaskOptimizer, rules
 
@@ -77,7 +78,7 @@ def parse(spec: str) -> tuple[dict[str, str], float | str | None]:
     Raises:
         UserError: an unknown name, or a rate that is none.
     """
-    name, _, rate = spec.partition("@")
+    name, at, rate = spec.partition("@")
     objectives, _, rule = NAMED.get(name, name).rpartition(":")
     forget, _, retain = objectives.partition("+")
     parts = {"rule": rule, "forget": forget or "nll", "retain": retain or "nll"}
@@ -88,7 +89,7 @@ def parse(spec: str) -> tuple[dict[str, str], float | str | None]:
         rules.get(rule)
     except ValueError as error:
         raise UserError(f"--methods: {spec!r}: {error}; or a published method: {', '.join(NAMED)}") from None
-    return parts, parse_rate(spec, rate) if rate else None
+    return parts, parse_rate(spec, rate) if at else None
 
 
 def parse_rate(spec: str, text: str) -> float | str:
@@ -100,6 +101,8 @@ def parse_rate(spec: str, text: str) -> float | str:
     word, _, initial = text.partition(":")
     automatic = word in (*MODES, GEN)
     number = initial if automatic else text
+    if word == GEN:
+        check_installed()
     if automatic and text == word:
         return text
     try:

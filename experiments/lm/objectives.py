@@ -1,7 +1,7 @@
 """The library's objectives on rows of a language model: what each needs of the rows and of the model before unlearning."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from experiments.lm.encoding import Example
 from experiments.lm.scoring import TOKENS
 from ngdiff import ReferenceCache, objectives
 from ngdiff.objectives import IGNORE
+from ngdiff.reference import References
 
 LAYER = 7  # whose activations RMU moves, in models deep enough; arXiv 2403.03218
 
@@ -122,7 +123,7 @@ class TaskLoss:
         self.objective, self.model, self.pad, self.u = objective, model, pad, u
         texts = {"answer": answers, "refusal": refusals}
         self.texts = {name: rows for name, rows in texts.items() if rows is not None and objective.rows in (name, "both")}
-        self.references: dict[str, list[Tensor]] = {}
+        self.references: dict[str, References] = {}
         if objective.reference is not None:
             assert cache is not None
             self.references = {name: self._computed(rows, cache) for name, rows in self.texts.items()}
@@ -167,19 +168,17 @@ class TaskLoss:
         # hidden_states[0] are the embeddings.
         return Output(out.logits, out.hidden_states[layer(self.model) + 1] if deep else None, labels)
 
-    def _computed(self, rows: Sequence[Example], cache: ReferenceCache) -> list[Tensor]:
+    def _computed(self, rows: Sequence[Example], cache: ReferenceCache) -> References:
         quantity = self.objective.reference
         name = f"activations of layer {layer(self.model)}" if quantity == "activations" else f"{quantity} of scored tokens"
 
-        def compute(missing: list[int]) -> list[Tensor]:
-            values: dict[int, Tensor] = {}
+        def compute(missing: list[int]) -> Iterator[tuple[int, Tensor]]:
             training = self.model.training
             self.model.eval()
             for part in length_sorted([len(rows[i].ids) for i in missing], TOKENS):
                 numbers = [missing[k] for k in part]
-                values |= zip(numbers, self._quantities(self._forward([rows[i] for i in numbers])), strict=True)
+                yield from zip(numbers, self._quantities(self._forward([rows[i] for i in numbers])), strict=True)
             self.model.train(training)
-            return [values[i] for i in missing]
 
         return cache.get(name, [(row.ids, row.labels) for row in rows], compute)
 

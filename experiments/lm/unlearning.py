@@ -17,7 +17,8 @@ from experiments.lm.objectives import FORGET, RETAIN, TaskLoss
 from experiments.lm.scoring import answer_nll
 from ngdiff import AutoLearningRate, ReferenceCache, StoppingCriteria, TwoTaskOptimizer
 
-CHECK_ROWS = 32  # rows of each task at which stopping criteria look
+OWN = 0x5EED  # turns a run's seed into that of what one method alone draws, so that all methods see the same rows
+CHECK_ROWS = 32  # rows of each task at which stopping criteria look: they come by author, so evenly spread
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Rows:
         pad: id to pad with.
         refusals: the questions of `forget`, each with a refusal for an answer; for objectives that read them.
         held_out: retain rows that no step sees, for stopping criteria.
+
+    Raises:
+        ValueError: one of the two tasks has no row.
     """
 
     forget: Sequence[Example]
@@ -36,6 +40,11 @@ class Rows:
     pad: int
     refusals: Sequence[Example] | None = None
     held_out: Sequence[Example] = ()
+
+    def __post_init__(self) -> None:
+        for task in ("forget", "retain"):
+            if not getattr(self, task):
+                raise ValueError(f"Rows: no {task} row; give at least one a task")
 
 
 @dataclass
@@ -117,7 +126,8 @@ class _Run:
         self, model: Any, rows: Rows, method: Method, batch: int, generator: torch.Generator, cache: ReferenceCache | None
     ):
         self.model, self.rows, self.batch, self.generator = model, rows, batch, generator
-        u = torch.rand(model.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(0))
+        self.own = torch.Generator().manual_seed(generator.initial_seed() ^ OWN)
+        u = torch.rand(model.config.get_text_config().hidden_size, generator=self.own)
         self.retain = TaskLoss(RETAIN[method.retain], model, rows.retain, None, rows.pad, cache)
         self.forget = TaskLoss(FORGET[method.forget], model, rows.forget, rows.refusals, rows.pad, cache, u)
         self.probed = TaskLoss(RETAIN["nll"], model, rows.retain, None, rows.pad, None)
@@ -132,18 +142,22 @@ class _Run:
             with self.optimizer.task(name):
                 losses.append(task.backward(numbers))
         both = losses[0], losses[1]
-        start, refreshes = time.perf_counter(), _refreshes(self.optimizer)
+        refreshes = _refreshes(self.optimizer)
+        _synchronize(self.model.device)  # the backwards may still be under way, and are not the optimizer's time
+        start = time.perf_counter()
         if isinstance(self.optimizer, GenOptimizer):
             self.optimizer.step(both, self._other_batch)
         else:
-            self.optimizer.step(losses=both, probe=lambda: self.probed.probe(retain))
+            here = losses[0] if self.retain.objective is self.probed.objective else None
+            self.optimizer.step(losses=both, probe=lambda: self.probed.probe(retain), probe_here=here)
+        _synchronize(self.model.device)
         kind = timing.plain if _refreshes(self.optimizer) == refreshes else timing.refreshing
         kind.append(time.perf_counter() - start)
         return _record(losses, self.optimizer)
 
     def held_out(self) -> tuple[float, float]:
         """Mean answer probability on forget rows, and mean retain loss on rows that no step sees."""
-        forget, held_out = self.rows.forget[:CHECK_ROWS], self.rows.held_out[:CHECK_ROWS]
+        forget, held_out = _spread(self.rows.forget, CHECK_ROWS), _spread(self.rows.held_out, CHECK_ROWS)
         nll = answer_nll(self.model, [*forget, *held_out], self.rows.pad)
         return fmean(math.exp(-x) for x in nll[: len(forget)]), fmean(nll[len(forget) :])
 
@@ -153,8 +167,7 @@ class _Run:
     def _other_batch(self) -> Any:
         from transformers import BatchEncoding
 
-        # Of a generator of its own, so that the rows of the steps are those of every other method.
-        other = self._drawn(torch.Generator().manual_seed(int(self.optimizer.steps)))  # type: ignore[union-attr]
+        other = self._drawn(self.own)
         return BatchEncoding(collate([self.rows.retain[i] for i in other], self.rows.pad, self.model.device))
 
 
@@ -167,8 +180,19 @@ def _optimizer(model: Any, method: Method) -> TwoTaskOptimizer | GenOptimizer:
 
 
 def _refreshes(optimizer: TwoTaskOptimizer | GenOptimizer) -> int:
-    auto = getattr(optimizer, "auto", None)
-    return len(auto.trace) if auto else 0
+    if isinstance(optimizer, GenOptimizer):
+        return optimizer.refreshes
+    return len(optimizer.auto.trace) if optimizer.auto else 0
+
+
+def _spread(rows: Sequence[Example], count: int) -> list[Example]:
+    """At most `count` of the rows, evenly spaced."""
+    return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else list(rows)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _passes(n: int, batch: int, generator: torch.Generator) -> Iterator[list[int]]:

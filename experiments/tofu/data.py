@@ -87,8 +87,10 @@ def load(source: Source, preset: str) -> TofuData:
     _refuse_overlap(forget, retain)
     validation = _left_out(retain, evaluation["retain"])
     evaluation["retain"] = _without(evaluation["retain"], validation)
-    if not evaluation["retain"]:
-        raise UserError("--data: too few retain rows, none is left to evaluate beside the validation rows; give more")
+    if not evaluation["retain"] or len(validation) == len(retain):
+        raise UserError(
+            f"--data: found {len(retain)} retain rows; give at least 3, to unlearn with, to validate and to evaluate"
+        )
     for name in OPTION_SETS:
         evaluation[name] = reader.evaluation(f"{name}_perturbed", "answer")
     refusals = tuple(source.refusals())

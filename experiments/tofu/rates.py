@@ -16,6 +16,7 @@ from rich.table import Table
 
 from experiments import manifest
 from experiments.errors import UserError
+from experiments.lm.gen_optim import check_installed
 from experiments.lm.methods import BASES, GEN, MODES, Method
 from experiments.progress import Progress
 from experiments.stages import read_json, write_json, write_text
@@ -56,8 +57,13 @@ class Study:
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"--initials: found {value}; give learning rates > 0")
         for name in ("kinds", "initials", "bases", "seeds"):
-            if not getattr(self, name):
+            values = getattr(self, name)
+            if not values:
                 raise UserError(f"--{name}: found none; name at least one")
+            if len(set(values)) < len(values):
+                raise UserError(f"--{name}: found {','.join(map(str, values))}, with a repetition; name each once")
+        if GEN in self.kinds:
+            check_installed()
 
     def run(self, out: Path, progress: Progress) -> list[dict[str, Any]]:
         """Compute what is not in `out` yet; write rates.csv, rates.png and manifest.json there, and return the rows."""
@@ -71,7 +77,8 @@ class Study:
         write_text(out / "rates.csv", text.getvalue())
         picture(rows).savefig(out / "rates.png", dpi=150)
         seconds = sum(value for run in runs for value in run.stages.seconds.values())
-        made_with = manifest.manifest(runs[0].device, data_sha256=runs[0].data.sha256, wall_seconds=round(seconds))
+        data = {str(run.settings.seed): run.data.sha256 for run in runs}  # the generator's depend on the seed
+        made_with = manifest.manifest(runs[0].device, data_sha256=data, wall_seconds=round(seconds))
         write_json(out / "manifest.json", made_with | {"steps": self.steps, "batch": self.batch, "seeds": list(self.seeds)})
         return rows
 

@@ -24,7 +24,7 @@ from experiments.lm.unlearning import Rows, Timing, unlearn
 from experiments.output import Output
 from experiments.own_rules import load_rules
 from experiments.progress import Progress
-from experiments.stages import Stages, code_hash, read_json, write_json, write_text
+from experiments.stages import Stages, code_hash, json_hash, read_json, write_json, write_text
 from experiments.tofu.data import EvaluationRow, Row, TofuData, load
 from experiments.tofu.evaluate import evaluate
 from experiments.tofu.metrics import ScoredRow, forget_quality, share, summary
@@ -66,6 +66,7 @@ class TofuRun:
             "seed": settings.seed,
         }
         self.stages = Stages(self.output.folder / "stages", common)
+        self.references = self.output.folder / "reference" / json_hash(common)[:16]  # other code may compute other values
 
     def run(self) -> dict[str, Any]:
         """Compute what is not there yet, write results and report, and return the results."""
@@ -167,7 +168,7 @@ class TofuRun:
             model = models.load_model(start, self.device)
             generator = torch.Generator().manual_seed(_seed(s.seed, "unlearn"))  # equal batches for every method
             torch.manual_seed(_seed(s.seed, "unlearn"))
-            cache = ReferenceCache(self.output.folder / "reference", model) if method.needs_reference else None
+            cache = ReferenceCache(self.references, model) if method.needs_reference else None
             stopping, timing = StoppingCriteria(target, s.retain_budget), Timing()
             with self.progress.task(f"unlearn-{method.slug}") as on_step:
                 steps = unlearn(
@@ -181,7 +182,9 @@ class TofuRun:
             write_json(folder / "timing.json", {"seconds": timing.total, "rate_share": timing.rate_share})
 
         inputs = {"start": start.name, "method": asdict(method), "steps": s.steps, "batch": s.batch, "rows": self._counts()}
-        inputs |= {"stop": [target, s.retain_budget, s.check_every if target or s.retain_budget else None]}
+        inputs |= {
+            "stop": [target, s.retain_budget, s.check_every if StoppingCriteria(target, s.retain_budget).active else None]
+        }
         if s.own_rules:
             inputs["own_rules"] = load_rules(s.own_rules)  # what the file says now
         return self.stages.run(f"unlearn-{method.slug}", inputs, compute)

@@ -13,8 +13,9 @@ from experiments.tofu.data import PRESETS
 from ngdiff import rules
 
 TARGETS = ("auto", "paraphrases")  # of `stop_forget`, beside numbers
-# One rate a base for the methods without an automatic one, when no grid is asked for.
-DEFAULT_RATES = {"adamw": (1e-4,), "sgd": (1e-1,), "momentum": (1e-2,)}
+# Rates for the methods without an automatic one when none are asked for: all of them in the comparison of all methods, where
+# each is to be at its best, and else the first.
+GRIDS = {"adamw": (1e-4, 3e-4, 1e-3), "sgd": (1e-1, 3e-2, 3e-1), "momentum": (1e-2, 3e-3, 3e-2)}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Settings:
             "npo:ngdiff", "simnpo", "ga@1e-4", "ngdiff@auto:1e-3"; or "all" for every published one, see `methods.ALL`.
         own_rules: Python file that registers rules of the user's own, for `methods`.
         bases: base optimizers.
-        rates: learning rates to try for the methods without one; the best is kept. Empty takes the default of the base.
+        rates: learning rates to try for the methods without one; the best is kept. Empty takes those of the base, see `GRIDS`.
         steps, batch: of unlearning; `batch` rows a task.
         stop_forget: stop where the forget probability is at or below this number; "auto" for that of the retain-only model,
             "paraphrases" for that of the forget answers in other words before unlearning; None never stops.
@@ -120,7 +121,8 @@ class Settings:
         parts, rate = parse(spec)
         if rate is None and parts["rule"].startswith("ngdiff"):
             rate = AUTO
-        return [Method(base=base, lr=lr, **parts) for lr in ([rate] if rate else self.rates or DEFAULT_RATES[base])]
+        grid = self.rates or (GRIDS[base] if self.methods == ("all",) else GRIDS[base][:1])
+        return [Method(base=base, lr=lr, **parts) for lr in ([rate] if rate else grid)]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for config.yaml and hashes."""

@@ -52,10 +52,10 @@ def summarize(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]:
         One row a model and run, with the columns of the CSV.
 
     Raises:
-        UserError: a folder holds no finished run.
+        UserError: a folder holds no finished run, or the runs cannot stand in one table.
     """
     runs = [_read(folder) for folder in folders]
-    rows = [row for found, _ in runs for row in found]
+    rows = _distinct([row for found, _ in runs for row in found])
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -77,6 +77,24 @@ def _read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         return _rows(read_json(folder / "results.json")), read_json(folder / "manifest.json")
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{folder}: no finished run ({error!r}); give output folders of `experiments tofu`") from None
+
+
+def _distinct(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, with start and reference of a seed once: runs with other bases repeat them.
+
+    Raises:
+        UserError: the data differ, or a method comes twice for one seed.
+    """
+    data = {(row["data"], row["preset"]) for row in rows}
+    if len(data) > 1:
+        raise UserError(f"summary: found runs of {' and '.join(map(' '.join, sorted(data)))}; give those of one data set")
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("seed", "base", "method"))
+        if key in found and row["base"]:
+            raise UserError(f"summary: found {row['method']} {row['base']} twice for seed {row['seed']}; give each run once")
+        found.setdefault(key, row)
+    return list(found.values())
 
 
 def _rows(results: dict[str, Any]) -> list[dict[str, Any]]:

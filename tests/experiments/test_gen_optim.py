@@ -12,6 +12,7 @@ from transformers import BatchEncoding
 
 from experiments.errors import UserError
 from experiments.lm.gen_optim import EVERY, GenOptimizer
+from experiments.lm.methods import parse
 
 
 @pytest.fixture
@@ -80,5 +81,29 @@ def test_a_refresh_is_the_packages_formula_by_a_tenth(problem: Any, ahead: bool)
 
 def test_without_the_package_it_is_one_line(problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "GeN", None)
-    with pytest.raises(UserError, match=r"the rate 'gen' needs gen-optim and scikit-learn .*; pip install them"):
+    with pytest.raises(UserError, match=r"the rate 'gen' needs gen-optim; run pip install gen-optim"):
         GenOptimizer(problem.model, "ngdiff", "sgd", 1e-3)
+    with pytest.raises(UserError, match="run pip install gen-optim"):  # and before anything is begun
+        parse("ngdiff@gen:1e-3")
+
+
+def test_a_step_that_is_not_finite_is_not_taken(problem: Any) -> None:
+    spoiled = problem._replace(forget=lambda model: problem.forget(model) * float("nan"))
+    before = oracle.weights(problem.model)
+    optimizer = steps(spoiled, "sgd", 1e-3, EVERY, lambda: pytest.fail("nothing to look at"))
+    assert torch.equal(oracle.weights(problem.model), before)
+    assert optimizer.last_step is not None
+    assert not optimizer.last_step.finite
+
+
+def test_what_a_loss_does_not_reach_stays(problem: Any) -> None:
+    class Two(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+
+    model = Two()
+    loss = lambda m: m.used(torch.ones(1, 2)).square().sum()  # noqa: E731
+    before = model.unused.weight.detach().clone()
+    steps(problem._replace(model=model, retain=loss, forget=loss), "sgd", 1e-3, 2, lambda: None)
+    assert torch.equal(model.unused.weight, before)

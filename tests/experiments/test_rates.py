@@ -74,6 +74,7 @@ def test_the_picture_has_a_curve_a_kind() -> None:
         ({"bases": ("lion",)}, "--bases: unknown value 'lion'; choose one of sgd"),
         ({"initials": (0.0,)}, "--initials: found 0.0; give learning rates > 0"),
         ({"seeds": ()}, "--seeds: found none; name at least one"),
+        ({"seeds": (0, 0)}, "--seeds: found 0,0, with a repetition; name each once"),
     ],
 )
 def test_bad_input(changes: Any, message: str) -> None:

@@ -159,7 +159,8 @@ def test_every_published_method_runs_and_says_how_it_ended(tmp_path: Path) -> No
     assert (methods["simnpo"]["forget"], methods["simnpo"]["rule"]) == ("simnpo", f"gdiff-{1 / 1.125}")
     assert (methods["kl"]["forget"], methods["kl"]["retain"]) == ("nll", "kl")
     # 324 retain rows for KL and again for RMU's activations; 40 forget rows for NPO, UNDIAL, and IdkDPO's refusals.
-    assert len(list((tmp_path / "reference").iterdir())) == 2 * 324 + 3 * 40
+    (folder,) = (tmp_path / "reference").iterdir()
+    assert len(list(folder.iterdir())) == 2 * 324 + 3 * 40
     again = run(tmp_path, methods=("all",), rates=(1e-3,))
     again.run()
     assert again.stages.computed == []
@@ -169,6 +170,7 @@ def test_every_published_method_runs_and_says_how_it_ended(tmp_path: Path) -> No
     ("changes", "reason", "steps", "restored"),
     [
         ({"stop_forget": "1"}, "forget probability at or below the target", 0, None),
+        ({"stop_forget": "0"}, "steps", 2, None),
         ({"stop_forget": "auto"}, "steps", 2, None),  # an untrained model gives the answers as little as the reference
         ({"stop_forget": "paraphrases", "retain_budget": 100.0}, "steps", 2, None),
         ({"retain_budget": 1e-9}, "retain loss above the budget from the first check, nothing to restore", 0, None),
@@ -379,6 +381,33 @@ def test_summary_puts_runs_side_by_side(finished: Path, tmp_path: Path) -> None:
     assert (tmp_path / "pareto.png").stat().st_size > 5000
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| before", "| retain-only", "| ngdiff", "| ga"]
+
+
+def test_summary_refuses_what_cannot_stand_in_one_table(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="found ngdiff adamw twice for seed 0; give each run once"):
+        summarize([finished, finished], tmp_path / "out")
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("results.json", "manifest.json"):
+        (other / name).write_text((finished / name).read_text().replace('"preset": "mini"', '"preset": "forget10"'))
+    with pytest.raises(UserError, match="found runs of synthetic forget10 and synthetic mini; give those of one data set"):
+        summarize([finished, other], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bases_of_one_seed_share_their_start(finished: Path, tmp_path: Path) -> None:
+    run(tmp_path / "sgd", bases=("sgd",)).run()
+    rows = summarize([finished, tmp_path / "sgd"], tmp_path / "out")
+    assert [row["method"] for row in rows] == ["before", "retain-only", "ngdiff", "ga", "ngdiff", "ga"]
+
+
+def test_the_comparison_of_all_methods_gives_each_a_grid() -> None:
+    trials = Settings(methods=("all",)).trials()
+    assert {name: len(found) for name, found in trials.items() if len(found) != 3} == dict.fromkeys(
+        ("ngdiff", "npo:ngdiff", "simnpo:ngdiff"), 1
+    )
+    assert [method.lr for method in Settings(methods=("all",), rates=(1e-5,)).trials()["npo"]] == [1e-5]
+    assert [method.lr for method in Settings(methods=("npo",)).trials()["npo"]] == [1e-4]
 
 
 def test_summary_of_no_run(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_references_are_taken_without_dropout_and_leave_the_mode(
         model.train(mode)
         task = TaskLoss(FORGET["npo"], model, *rows, encoder.pad, ReferenceCache(tmp_path / str(mode), model))
         assert model.training is mode
-        values.append(torch.stack(task.references["answer"]))
+        values.append(torch.stack(list(task.references["answer"])))
     assert torch.equal(*values)
 
 

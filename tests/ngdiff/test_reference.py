@@ -23,7 +23,7 @@ class Counted:
     def __call__(self, missing):
         self.asked.append(missing)
         assert not torch.is_grad_enabled()
-        return [torch.tensor(self.rows[i][0], dtype=torch.float64).cumsum(0) for i in missing]
+        return ((i, torch.tensor(self.rows[i][0], dtype=torch.float64).cumsum(0)) for i in missing)
 
 
 def model(seed=0):
@@ -87,7 +87,7 @@ def test_a_damaged_file_counts_as_absent(tmp_path, damage):
 
 def test_a_slice_does_not_carry_its_batch(tmp_path):
     batch = torch.zeros(1000, 1000)
-    values = ReferenceCache(tmp_path, model()).get("rows", ROWS[:2], lambda missing: list(batch[: len(missing)]))
+    values = ReferenceCache(tmp_path, model()).get("rows", ROWS[:2], lambda missing: ((i, batch[i]) for i in missing))
     assert all(value.untyped_storage().nbytes() == 4000 for value in values)
     assert all(path.stat().st_size < 20_000 for path in tmp_path.iterdir())
 
@@ -108,9 +108,27 @@ def test_an_error_while_writing_leaves_no_partial_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_value_a_row_is_asked_for(tmp_path):
-    with pytest.raises(ValueError, match="1 values of 'sums' for 2 rows; compute one a row"):
-        ReferenceCache(tmp_path, model()).get("sums", ROWS, lambda missing: [torch.zeros(1)])
+def test_a_row_that_was_left_out_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no value of 'sums' for row 1; compute one for each"):
+        ReferenceCache(tmp_path, model()).get("sums", ROWS, lambda missing: [(0, torch.zeros(1))])
+
+
+def test_what_was_computed_before_an_interruption_is_kept(tmp_path):
+    def interrupted(missing):
+        yield 0, torch.zeros(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ReferenceCache(tmp_path, model()).get("sums", ROWS, interrupted)
+    assert get(tmp_path)[1] == [[1]]
+
+
+def test_a_value_that_vanishes_during_the_run_is_named(tmp_path):
+    values, _ = get(tmp_path, ROWS[:1])
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    with pytest.raises(RuntimeError, match=f"{path}: removed or damaged during the run; start it again"):
+        values[0]
 
 
 @given(st.lists(st.tuples(st.text(min_size=1), st.integers(0, 5)), max_size=4, unique_by=lambda pair: pair[0]))

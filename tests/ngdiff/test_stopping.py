@@ -75,7 +75,11 @@ def test_without_criteria_nothing_fires_and_no_weights_are_kept():
 @given(
     target=st.one_of(st.none(), st.floats(0, 1)),
     budget=st.one_of(st.none(), st.floats(0.1, 2)),
-    checks=st.lists(st.tuples(st.floats(0, 1), st.one_of(st.floats(0, 3), st.just(math.nan))), min_size=1, max_size=8),
+    checks=st.lists(
+        st.tuples(st.one_of(st.floats(0, 1), st.just(math.nan)), st.one_of(st.floats(0, 3), st.just(math.nan))),
+        min_size=1,
+        max_size=8,
+    ),
 )
 def test_against_the_definition(target, budget, checks):
     """The first check over the budget or at the target ends the run; one over the budget restores the best before it."""
@@ -85,7 +89,9 @@ def test_against_the_definition(target, budget, checks):
     first = min(over + done, default=None)
     assert ended == first
     if first in over and first > 0:
-        assert weights == min(range(first), key=lambda i: checks[i][0])
+        # The first of the smallest; where all are NaN the last, for none is known to be best.
+        best = min(range(first), key=lambda i: math.inf if math.isnan(checks[i][0]) else checks[i][0])
+        assert weights == (first - 1 if math.isnan(checks[best][0]) else best)
     else:
         assert weights == (len(checks) - 1 if first is None else first)
 
@@ -125,6 +131,22 @@ def test_restored_weights_are_those_of_the_step_to_the_last_bit_and_the_optimize
 def test_criteria_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=message):
         StoppingCriteria(**arguments)
+
+
+def test_buffers_are_restored_too():
+    """As running means of a batch normalisation: the best checkpoint is all of one step, not the weights of one."""
+    model, stopping = nn.BatchNorm1d(2), StoppingCriteria(retain_budget=1.0)
+    stopping.check(model, 0, 0.5, 0.5)
+    model(torch.ones(4, 2))
+    assert model.running_mean.tolist() != [0, 0]
+    assert stopping.check(model, 1, 0.1, 2.0)
+    assert model.running_mean.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("value", [-0.1, 3.7])
+def test_a_loss_in_the_place_of_a_probability_is_refused(value):
+    with pytest.raises(ValueError, match=rf"check: forget_probability = {value}; give exp\(-NLL\), from 0 to 1"):
+        StoppingCriteria(forget_target=0.1).check(model_at(0), 0, value, 0.1)
 
 
 def test_the_default_target_is_the_reference_or_else_the_paraphrases():
