@@ -50,7 +50,7 @@ def test_a_run_with_a_rule_of_ones_own(tmp_path: Path, monkeypatch):
     mine, theirs = ({**entry, "name": "", "method": None} for entry in entries[-2:])
     assert mine == theirs
     stages = {path.name for path in (tmp_path / "run" / "stages").iterdir()}
-    assert any(name.startswith("unlearn-half-and-half-0.5-adamw-0.001") for name in stages)
+    assert any(name.startswith("unlearn-nll+nll-half-and-half-0.5-adamw-0.001") for name in stages)
 
 
 @pytest.mark.parametrize(

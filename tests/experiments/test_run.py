@@ -2,10 +2,12 @@
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -76,6 +78,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
         "forget10_perturbed",
         "real_authors_perturbed",
         "world_facts_perturbed",
+        "refusals",
     }
 
 
@@ -171,8 +174,7 @@ def test_every_published_method_runs_and_says_how_it_ended(tmp_path: Path) -> No
     [
         ({"stop_forget": "1"}, "forget probability at or below the target", 0, None),
         ({"stop_forget": "0"}, "steps", 2, None),
-        ({"stop_forget": "auto"}, "steps", 2, None),  # an untrained model gives the answers as little as the reference
-        ({"stop_forget": "paraphrases", "retain_budget": 100.0}, "steps", 2, None),
+        ({"stop_forget": "0", "retain_budget": 100.0}, "steps", 2, None),
         ({"retain_budget": 1e-9}, "retain loss above the budget from the first check, nothing to restore", 0, None),
     ],
 )
@@ -184,9 +186,22 @@ def test_stopping_criteria_end_a_run(tmp_path: Path, changes: Any, reason: str, 
     assert reason in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.parametrize(("target", "model", "nll"), [("auto", 1, "nll_answer"), ("paraphrases", 0, "nll_right")])
+def test_the_default_target_is_measured(
+    target: str, model: int, nll: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The forget probability of the retain-only model, or of the paraphrases before unlearning."""
+    targets = []
+    real = tofu_run.StoppingCriteria
+    monkeypatch.setattr(tofu_run, "StoppingCriteria", lambda forget, budget: targets.append(forget) or real(forget, budget))
+    results = run(tmp_path, methods=("ga@1e-9",), stop_forget=target).run()
+    expected = fmean(math.exp(-row[nll]) for row in results["models"][model]["rows"]["forget"])
+    assert set(targets) == {expected}
+
+
 def test_a_budget_restores_the_best_weights(tmp_path: Path) -> None:
     """One step of ascent at a rate that destroys the model: the weights before it come back."""
-    results = run(tmp_path, methods=("ga@1",), retain_budget=20.0, check_every=1).run()
+    results = run(tmp_path, methods=("ga@1000",), retain_budget=8.0, check_every=1).run()
     before, _, after = results["models"]
     assert after["method"]["stopped"] == {
         "reason": "retain loss above the budget, best checkpoint restored",
