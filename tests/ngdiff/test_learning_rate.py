@@ -233,6 +233,18 @@ def test_a_search_upon_a_direction_that_is_not_downhill_ends_where_the_loss_begi
         assert auto.refresh(10, rate, quadratic(0.3)) == pytest.approx(0.3, rel=1e-12)  # searched again
 
 
+def test_a_search_does_not_swing_between_too_short_and_too_long():
+    """L = -eta + eta^4: a short probe sees the minimum far too far away, a long one far too near; it is at 0.63."""
+    auto = AutoLearningRate(0.1)
+    rate = auto.refresh(0, 0.1, lambda t: 2 + t + t**4)
+    assert 0.63 / 1.5 <= rate <= 0.63 * 1.5
+    # A leap by 16, back to where the long probe saw the minimum, and on by 2 until both agree.
+    steps = [entry.new / entry.old for entry in auto.trace]
+    assert steps[0] == pytest.approx(16)
+    assert steps[1] < 1
+    assert steps[2:-1] == pytest.approx([2, 2])
+
+
 @given(
     initial=st.floats(-90, 90).map(lambda power: 10**power),
     losses=st.lists(st.one_of(st.floats(0, 1e3), st.sampled_from([NAN, INF])), min_size=101, max_size=101),
