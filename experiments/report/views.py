@@ -56,7 +56,10 @@ def losses(models: Marked, steps: Steps) -> Panels:
     """Both losses of each method that has steps."""
 
     def lines(mark: Mark, own: Steps) -> list[Line]:
-        return [Line("retain", MUTED, _column(own, "retain_loss")), Line("forget", mark.colour, _column(own, "forget_loss"))]
+        name, forget = "forget", _column(own, "forget_loss")
+        if any(value is not None and value < 0 for value in forget):  # published as a loss to be lowered, and drawn as that
+            name, forget = "-forget", [None if value is None else -value for value in forget]
+        return [Line("retain", MUTED, _column(own, "retain_loss")), Line(name, mark.colour, forget)]
 
     return _panels("loss, nats per token", models, steps, lines)
 

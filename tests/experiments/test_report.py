@@ -95,6 +95,15 @@ def several():
     return run(model("ngdiff", forget=0.125, retain=0.882), gdiff, model("ga", forget=0.0, retain=1e-40))
 
 
+def test_objectives_that_are_lowered_are_drawn_as_published():
+    """A logarithmic axis has no negative numbers; NPO's objective is one."""
+    results, steps, manifest = run(model("npo"))
+    lowered = [step | {"forget_loss": -step["forget_loss"]} for step in steps]
+    page = render(results, lowered, manifest)
+    assert "-forget from 0.200 to 1.80" in page
+    assert "-forget" not in render(results, steps, manifest).replace("marked -forget", "")
+
+
 def test_how_a_run_ended_and_what_it_combined_is_said():
     ended = {"reason": "retain loss above the budget, best checkpoint restored", "restored_step": 20}
     npo = model("npo", method=method("gdiff-0.5", forget="npo", retain="kl", learning_rate=1e-4, stopped=ended))
