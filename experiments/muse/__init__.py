@@ -1,0 +1,1 @@
+"""MUSE (arXiv 2407.06460): unlearning whole texts, measured from six sides."""

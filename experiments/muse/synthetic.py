@@ -1,0 +1,167 @@
+"""Invented local news in MUSE's format, made from a seed, for demonstrations and tests without the real data.
+
+An article is a dictionary of facts, dealt out so that no two articles of the corpus share a town, a person, a street, a firm,
+a date or a number. It tells them in prose of random patterns and order. At its end stands a quiz about other articles of the
+same ten, since a model of a million parameters answers only what it has read in the form of the question: a quiz about the
+article itself would teach it to copy from the prose above, and not to know.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+from typing import TypeVar
+
+from experiments.muse.synthetic_tables import COSTS, COUNTS, DAYS, FIRMS, GIVEN, STREETS, SURNAMES, TOWNS, WORDS
+from experiments.muse.synthetic_wording import COLOURS, EVENTS, FACTS, Event, Fact
+
+T = TypeVar("T")
+Row = dict[str, str]
+
+# Articles in each split of `raw`, in the order of the corpus.
+SIZES = {"forget": 40, "retain1": 80, "retain2": 40, "holdout": 40}
+FOLDS = 4
+QUIZ_CIRCLE = 10  # articles whose quizzes ask about each other; a fold of the forget articles is one such circle
+ASKED = 3  # facts of an article that quizzes ask for
+COLOUR_SENTENCES = 3
+QUESTIONS, SHOTS, MEMBERS = 100, 10, 100  # rows of MUSE's knowmem and privleak at most
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question of a quiz and its answer."""
+
+    question: str
+    answer: str
+
+    def __str__(self) -> str:
+        return f"Question: {self.question}\nAnswer: {self.answer}"
+
+
+@dataclass(frozen=True)
+class Article:
+    """An article without its quiz.
+
+    Attributes:
+        beginning: headline and first sentence.
+        rest: the other sentences, with the blank before them.
+        quizzed: each asked fact in the two wordings that quizzes have.
+        evaluated: each asked fact in a third wording, which no quiz has.
+    """
+
+    beginning: str
+    rest: str
+    quizzed: tuple[Pair, ...]
+    evaluated: tuple[Pair, ...]
+
+
+def rows(config: str, split: str, seed: int = 0) -> list[Row]:
+    """The rows of a split of MUSE-News, with its fields and set relations.
+
+    Args:
+        config: MUSE's name of the config, such as "knowmem".
+        split: of the config, such as "forget_qa".
+        seed: chooses the articles; the same seed gives the same rows.
+
+    Raises:
+        ValueError: unknown config or split.
+    """
+    found = _corpus(seed)
+    if config not in found:
+        raise ValueError(f"config: found {config!r}; choose one of {', '.join(found)}")
+    if split not in found[config]:
+        raise ValueError(f"split: found {split!r}; the config {config!r} has {', '.join(found[config])}")
+    return [dict(row) for row in found[config][split]]  # fresh ones: callers may change them without harm to the cache
+
+
+@lru_cache(maxsize=4)
+def _corpus(seed: int) -> dict[str, dict[str, list[Row]]]:
+    """Config -> split -> rows."""
+    rng = Random(f"synthetic news {seed}")
+    articles = _split(_articles(rng))
+    raw = {name: [{"text": text} for text in _texts(part, rng)] for name, part in articles.items()}
+    size = SIZES["forget"] // FOLDS
+    folds = range(FOLDS)
+    return {
+        "raw": raw,
+        "verbmem": {"forget": [{"prompt": article.beginning, "gt": article.rest} for article in articles["forget"]]},
+        "knowmem": _knowmem("forget", articles["forget"], rng) | _knowmem("retain", articles["retain2"], rng),
+        "privleak": {
+            name: raw[part][:MEMBERS] for name, part in (("forget", "forget"), ("retain", "retain2"), ("holdout", "holdout"))
+        },
+        "scal": {f"forget_{i + 1}": raw["forget"][: (i + 1) * size] for i in folds},
+        "sust": {f"forget_{i + 1}": raw["forget"][i * size : (i + 1) * size] for i in folds},
+    }
+
+
+def _split(articles: Sequence[Article]) -> dict[str, list[Article]]:
+    rest = iter(articles)
+    return {name: [next(rest) for _ in range(size)] for name, size in SIZES.items()}
+
+
+def _texts(articles: Sequence[Article], rng: Random) -> list[str]:
+    """The articles with their quizzes. The pairs about one stand, one each, in the quizzes of those before it in the circle."""
+    texts = []
+    for i, article in enumerate(articles):
+        start = i - i % QUIZ_CIRCLE
+        others = [articles[start + (i + step) % QUIZ_CIRCLE] for step in range(1, 2 * ASKED + 1)]
+        quiz = [other.quizzed[step] for step, other in enumerate(others)]
+        rng.shuffle(quiz)
+        texts.append("\n\n".join([article.beginning + article.rest, *map(str, quiz)]))
+    return texts
+
+
+def _knowmem(name: str, articles: Sequence[Article], rng: Random) -> dict[str, list[Row]]:
+    """Two splits: the evaluated pairs, and others to show the form."""
+    pairs = [{"question": pair.question, "answer": pair.answer} for article in articles for pair in article.evaluated]
+    rng.shuffle(pairs)
+    return {f"{name}_qa": pairs[:QUESTIONS], f"{name}_qa_icl": pairs[QUESTIONS : QUESTIONS + SHOTS]}
+
+
+def _articles(rng: Random) -> list[Article]:
+    count = sum(SIZES.values())
+    names = [f"{rng.choice(GIVEN)} {surname}" for surname in rng.sample(SURNAMES, 2 * count)]
+    columns = {
+        "town": rng.sample(TOWNS, count),
+        "chief": names[:count],
+        "witness": names[count:],
+        "cost": rng.sample(COSTS, count),
+        "day": rng.sample(DAYS, count),
+        "street": rng.sample(STREETS, count),
+        "count": rng.sample(COUNTS, count),
+        "firm": rng.sample(FIRMS, count),
+    }
+    events = _deal(EVENTS, count, rng)
+    return [_article(event, {name: column[i] for name, column in columns.items()}, rng) for i, event in enumerate(events)]
+
+
+def _article(event: Event, facts: dict[str, str], rng: Random) -> Article:
+    facts = {**facts, "event": event.name}
+    asked = [(fact, rng.sample(fact.questions, 3)) for fact in rng.sample(FACTS, ASKED)]
+    beginning = f"{_fill(rng.choice(event.headlines), facts, rng)}\n\n{_fill(rng.choice(event.leads), facts, rng)}"
+    sentences = [rng.choice(fact.sentences) for fact in FACTS]
+    sentences += [rng.choice(event.colours), *rng.sample(COLOURS, COLOUR_SENTENCES)]
+    rng.shuffle(sentences)
+    return Article(
+        beginning,
+        "".join(f" {_fill(sentence, facts, rng)}" for sentence in sentences),
+        tuple(_pair(fact, wordings[i], facts) for i in (0, 1) for fact, wordings in asked),
+        tuple(_pair(fact, wordings[2], facts) for fact, wordings in asked),
+    )
+
+
+def _pair(fact: Fact, question: str, facts: dict[str, str]) -> Pair:
+    return Pair(question.format_map(facts), facts[fact.name])
+
+
+def _fill(sentence: str, facts: dict[str, str], rng: Random) -> str:
+    """The sentence with its facts and with freshly drawn words."""
+    return sentence.format_map({**{name: rng.choice(words) for name, words in WORDS.items()}, **facts})
+
+
+def _deal(values: Sequence[T], count: int, rng: Random) -> list[T]:
+    """`count` of the values in random order, none used again before all have been used."""
+    dealt: list[T] = []
+    while len(dealt) < count:
+        dealt += rng.sample(values, len(values))
+    return dealt[:count]
