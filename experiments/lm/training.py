@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,7 +17,7 @@ from ngdiff import objectives
 
 @dataclass(frozen=True)
 class Schedule:
-    """AdamW with a linear warm-up and a cosine decay to zero.
+    """AdamW with a linear warm-up and a decay to zero, or none.
 
     Attributes:
         epochs, batch: passes over the rows, rows a step.
@@ -25,6 +25,7 @@ class Schedule:
         warmup: share of the steps that the warm-up takes.
         weight_decay, betas: of AdamW.
         clip: largest norm of the gradient.
+        decay: "cosine" over all steps, "linear" over those after the warm-up, or "constant" for none.
     """
 
     epochs: int
@@ -34,15 +35,26 @@ class Schedule:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
 
     def factor(self, step: int, steps: int) -> float:
         """Learning rate at `step` of `steps`, relative to the peak."""
-        return min(1.0, (step + 1) / max(1.0, self.warmup * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        return min(1.0, (step + 1) / max(1.0, self.warmup * steps)) * self._decayed(step, steps)
+
+    def _decayed(self, step: int, steps: int) -> float:
+        if self.decay == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * step / steps))
+        if self.decay == "linear":
+            # As transformers' linear schedule, whose warm-up is one step behind: its first step has rate 0 and does nothing.
+            return min(1.0, (steps - step) / max(1.0, steps - self.warmup * steps))
+        return 1.0
 
 
 FROM_SCRATCH = Schedule(epochs=16, batch=8, lr=2e-3)
-# TOFU's settings for pretrained models: 5 epochs, batch 32, weight decay 0.01, one epoch of warm-up.
-PRETRAINED = Schedule(epochs=5, batch=32, lr=1e-5, warmup=0.2, weight_decay=0.01, betas=(0.9, 0.999))
+# TOFU's settings for pretrained models: 5 epochs, batch 32, weight decay 0.01, one epoch of warm-up, then a linear decay, which
+# locuslab/tofu (finetune.py) and open-unlearning (configs/experiment/finetune/tofu) leave at the default of transformers, as
+# they do betas and the largest norm.
+PRETRAINED = Schedule(epochs=5, batch=32, lr=1e-5, warmup=0.2, weight_decay=0.01, betas=(0.9, 0.999), decay="linear")
 
 
 def finetune(

@@ -14,7 +14,7 @@ from experiments.lm.batches import collate, length_sorted, shuffled_batches
 from experiments.lm.encoding import Encoder, Example
 from experiments.lm.methods import Method
 from experiments.lm.objectives import FORGET, TaskLoss
-from experiments.lm.training import FROM_SCRATCH, Schedule, answer_loss, finetune
+from experiments.lm.training import FROM_SCRATCH, PRETRAINED, Schedule, answer_loss, finetune
 from experiments.lm.unlearning import Rows, unlearn
 from experiments.tofu import synthetic
 from ngdiff.objectives import IGNORE
@@ -184,6 +184,35 @@ def test_schedule_warms_up_and_decays() -> None:
     assert factors.index(max(factors)) == 9
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert factors[-1] < 1e-3
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(625, 125), (20, 4), (5, 1)])
+def test_pretrained_models_decay_as_the_benchmarks_do(steps: int, warmup: int) -> None:
+    """After the warm-up as in transformers, which both benchmarks train with; in the warm-up a step ahead, for it begins at 0."""
+    from transformers import get_linear_schedule_with_warmup
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = get_linear_schedule_with_warmup(optimizer, warmup, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+    factors = [PRETRAINED.factor(step, steps) for step in range(steps)]
+    assert factors[warmup:] == pytest.approx(rates[warmup:])
+    assert factors[:warmup] == pytest.approx(rates[1 : warmup + 1])
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("warmup", [0.0, 0.5, 1.0])
+def test_every_step_of_every_schedule_moves_the_weights(decay: Any, steps: int, warmup: float) -> None:
+    schedule = replace(FROM_SCRATCH, decay=decay, warmup=warmup)
+    assert all(0 < schedule.factor(step, steps) <= 1 for step in range(steps))
+
+
+def test_constant_schedule_stays_at_the_peak() -> None:
+    assert {replace(FROM_SCRATCH, decay="constant", warmup=0.0).factor(step, 9) for step in range(9)} == {1.0}
 
 
 def test_diverging_fine_tuning_is_one_line(model: Any, encoder: Encoder, examples: list[Example]) -> None:
