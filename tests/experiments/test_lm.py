@@ -188,7 +188,7 @@ def test_schedule_warms_up_and_decays() -> None:
 
 @pytest.mark.parametrize(("steps", "warmup"), [(625, 125), (20, 4), (5, 1)])
 def test_pretrained_models_decay_as_the_benchmarks_do(steps: int, warmup: int) -> None:
-    """After the warm-up as in transformers, which both benchmarks train with; in the warm-up a step ahead, for it begins at 0."""
+    """After the warm-up as in transformers, which both train with; in the warm-up a step ahead, for theirs begins at 0."""
     from transformers import get_linear_schedule_with_warmup
 
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
