@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from experiments.errors import UserError
+from experiments.sources import RawRow, checked, text_field, content_hash, text_hash
 from experiments.tofu.metrics import AUTHOR_SETS, OPTION_SETS
-from experiments.tofu.sources import RawRow, Source, content_hash, text_hash
+from experiments.tofu.sources import Source
 
 VALIDATION = 100  # rows at most: enough to compare learning rates by a mean probability
 
@@ -105,12 +106,16 @@ class _Reader:
         self.sha256: dict[str, str] = {}
 
     def rows(self, config: str) -> tuple[Row, ...]:
-        return tuple(Row(_text(raw, "question"), _text(raw, "answer"), raw.place) for raw in self._raw(config))
+        return tuple(Row(text_field(raw, "question"), text_field(raw, "answer"), raw.place) for raw in self._raw(config))
 
     def evaluation(self, config: str, right: str) -> tuple[EvaluationRow, ...]:
         return tuple(
             EvaluationRow(
-                _text(raw, "question"), _text(raw, "answer"), raw.place, _text(raw, right), _texts(raw, "perturbed_answer")
+                text_field(raw, "question"),
+                text_field(raw, "answer"),
+                raw.place,
+                text_field(raw, right),
+                _texts(raw, "perturbed_answer"),
             )
             for raw in self._raw(config)
         )
@@ -193,25 +198,8 @@ def _refuse_overlap(forget: Sequence[Row], retain: Sequence[Row]) -> None:
             )
 
 
-def _text(raw: RawRow, name: str) -> str:
-    return _checked(raw, name, raw.fields.get(name))
-
-
 def _texts(raw: RawRow, name: str) -> tuple[str, ...]:
     values = raw.fields.get(name)
     if not isinstance(values, list) or not values:
         raise UserError(f"{raw.place}: field {name!r} must be a list of texts, found {values!r:.60}; repair the row")
-    return tuple(_checked(raw, name, value) for value in values)
-
-
-def _checked(raw: RawRow, name: str, value: Any) -> str:
-    """The value, if it is a text that can be tokenised and is not blank."""
-    if name not in raw.fields:
-        raise UserError(f"{raw.place}: field {name!r} is missing, found {', '.join(map(repr, raw.fields))}; repair the row")
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{raw.place}: field {name!r} must be a text that is not empty, found {value!r:.60}; repair the row")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{raw.place}: field {name!r} holds a lone surrogate, found {value!a:.60}; repair the row") from None
-    return value
+    return tuple(checked(raw, name, value) for value in values)
