@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from experiments.errors import UserError
-from experiments.sources import RawRow, checked, text_field, content_hash, text_hash
+from experiments.sources import RawRow, checked, content_hash, text_field, text_hash
 from experiments.tofu.metrics import AUTHOR_SETS, OPTION_SETS
 from experiments.tofu.sources import Source
 
