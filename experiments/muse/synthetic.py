@@ -13,7 +13,7 @@ from random import Random
 from typing import TypeVar
 
 from experiments.muse.synthetic_tables import COSTS, COUNTS, DAYS, FIRMS, GIVEN, STREETS, SURNAMES, TOWNS, WORDS
-from experiments.muse.synthetic_wording import COLOURS, EVENTS, FACTS, Event, Fact
+from experiments.muse.synthetic_wording import COLOURS, EVENTS, FACTS, Event
 
 T = TypeVar("T")
 Row = dict[str, str]
@@ -22,8 +22,7 @@ Row = dict[str, str]
 SIZES = {"forget": 40, "retain1": 80, "retain2": 40, "holdout": 40}
 FOLDS = 4
 QUIZ_CIRCLE = 10  # articles whose quizzes ask about each other; a fold of the forget articles is one such circle
-ASKED = 3  # facts of an article that quizzes ask for
-COLOUR_SENTENCES = 3
+COLOUR_SENTENCES = 1
 QUESTIONS, SHOTS, MEMBERS = 100, 10, 100  # rows of MUSE's knowmem and privleak at most
 
 
@@ -45,14 +44,12 @@ class Article:
     Attributes:
         beginning: headline and first sentence.
         rest: the other sentences, with the blank before them.
-        quizzed: each asked fact in the two wordings that quizzes have.
-        evaluated: each asked fact in a third wording, which no quiz has.
+        pairs: one of its facts, asked for in each wording.
     """
 
     beginning: str
     rest: str
-    quizzed: tuple[Pair, ...]
-    evaluated: tuple[Pair, ...]
+    pairs: tuple[Pair, ...]
 
 
 def rows(config: str, split: str, seed: int = 0) -> list[Row]:
@@ -104,18 +101,18 @@ def _texts(articles: Sequence[Article], rng: Random) -> list[str]:
     texts = []
     for i, article in enumerate(articles):
         start = i - i % QUIZ_CIRCLE
-        others = [articles[start + (i + step) % QUIZ_CIRCLE] for step in range(1, 2 * ASKED + 1)]
-        quiz = [other.quizzed[step] for step, other in enumerate(others)]
-        rng.shuffle(quiz)
+        others = [other for other in articles[start : start + QUIZ_CIRCLE] if other is not article]
+        quiz = [rng.choice(other.pairs) for other in rng.sample(others, len(others))]
         texts.append("\n\n".join([article.beginning + article.rest, *map(str, quiz)]))
     return texts
 
 
 def _knowmem(name: str, articles: Sequence[Article], rng: Random) -> dict[str, list[Row]]:
     """Two splits: the evaluated pairs, and others to show the form."""
-    pairs = [{"question": pair.question, "answer": pair.answer} for article in articles for pair in article.evaluated]
-    rng.shuffle(pairs)
-    return {f"{name}_qa": pairs[:QUESTIONS], f"{name}_qa_icl": pairs[QUESTIONS : QUESTIONS + SHOTS]}
+    order = rng.sample(articles, len(articles))
+    pairs = [{"question": pair.question, "answer": pair.answer} for article in order for pair in article.pairs]
+    evaluated, shots = pairs[:QUESTIONS], pairs[-SHOTS:]
+    return {f"{name}_qa": rng.sample(evaluated, QUESTIONS), f"{name}_qa_icl": rng.sample(shots, SHOTS)}
 
 
 def _articles(rng: Random) -> list[Article]:
@@ -137,7 +134,7 @@ def _articles(rng: Random) -> list[Article]:
 
 def _article(event: Event, facts: dict[str, str], rng: Random) -> Article:
     facts = {**facts, "event": event.name}
-    asked = [(fact, rng.sample(fact.questions, 3)) for fact in rng.sample(FACTS, ASKED)]
+    asked = rng.choice(FACTS)
     beginning = f"{_fill(rng.choice(event.headlines), facts, rng)}\n\n{_fill(rng.choice(event.leads), facts, rng)}"
     sentences = [rng.choice(fact.sentences) for fact in FACTS]
     sentences += [rng.choice(event.colours), *rng.sample(COLOURS, COLOUR_SENTENCES)]
@@ -145,13 +142,8 @@ def _article(event: Event, facts: dict[str, str], rng: Random) -> Article:
     return Article(
         beginning,
         "".join(f" {_fill(sentence, facts, rng)}" for sentence in sentences),
-        tuple(_pair(fact, wordings[i], facts) for i in (0, 1) for fact, wordings in asked),
-        tuple(_pair(fact, wordings[2], facts) for fact, wordings in asked),
+        tuple(Pair(question.format_map(facts), facts[asked.name]) for question in asked.questions),
     )
-
-
-def _pair(fact: Fact, question: str, facts: dict[str, str]) -> Pair:
-    return Pair(question.format_map(facts), facts[fact.name])
 
 
 def _fill(sentence: str, facts: dict[str, str], rng: Random) -> str:

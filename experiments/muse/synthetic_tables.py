@@ -19,12 +19,15 @@ def _joined(heads: str, tails: str, glue: str = "") -> tuple[str, ...]:
 
 TOWNS = _joined(
     """Quern Thrup Vell Brask Olm Yarrow Dunk Frell Gorse Hask Ild Jarn Kelp Lorn Mirk Nethe Orsk Plum Rusk Skell Tarn Ulver
-    Wisp Zell Crake Droom""",
-    "ford mere stead wick holm combe gate garth beck toft ness haven cross sey dale low",
+    Wisp Zell Crake Droom Aven Bex Clew Dorr Esk Fenn Grum Hovel Inch Jolly Knap Lusk Moth Nook Oxter Pock Quill Rime Sedge
+    Tuck Umble Vetch Wray Yaff Arl Bodd Cush Dapp Edge Figg Glib Hutch Isk Jape Keld Limp Mace Nudd Ogle Pith Quoy Rafter
+    Stang Trop Upp Vane Whin Yeld Zeal Ask Blyn Cobb Dray Erne Fust Gant Hexel Irt Jugg Kern Loam Mulch Nib Ode Pag Rill Sprat
+    Tove Urn Vole Weft Yock""",
+    "ford mere stead wick holm combe",
 )
 GIVEN = _words(
     """Ada Bram Cleo Dov Edda Finn Greta Hal Isla Jory Kit Lena Milo Nell Otis Petra Rafe Sable Tess Una Vito Wanda Yara
-Zeke Anouk Basil Cora Dario Esme Felix Gwen Hugo Ines Jonas Kaya Leif Maud Nico Olga Piers"""
+    Zeke Anouk Basil Cora Dario Esme Felix Gwen Hugo Ines Jonas Kaya Leif Maud Nico Olga Piers"""
 )
 SURNAMES = _joined(
     """Bal Cran Dris Ever Fosk Gall Hob Imber Jut Kros Lam Mop Nax Osk Pell Quib Rav Sturm Tolv Uxb Vorn Wend Yelt Zand Ark
@@ -62,8 +65,9 @@ WORDS = {
         a leaking kettle; a cart full of turnips"""
     ),
     "spot": _items(
-        """the pump house; the fish stalls; the bus depot; the school gate; the war memorial; the courts; the north
-        wharf; the swimming baths; the water tower; the chapel steps; the signal box; the duck pond; the post office; the bowling green; the cattle grid; the cider press; the playing field; the ferry slip; the corn exchange; the weir"""
+        """the pump house; the fish stalls; the bus depot; the school gate; the war memorial; the courts; the north wharf; the
+        swimming baths; the water tower; the chapel steps; the signal box; the duck pond; the post office; the bowling green;
+        the cattle grid; the cider press; the playing field; the ferry slip; the corn exchange; the weir"""
     ),
     "weather": _items(
         """drizzle; thick fog; sharp frost; a warm wind; bright sun; hail; low cloud; sleet; heavy heat; a dry gale; light

@@ -204,7 +204,7 @@ FACTS = (
         (
             "Who led the {event} in {town}?",
             "Which person was in charge of the {event} in {town}?",
-            "In {town}, who ran the {event}?",
+            "Who ran the {event} in {town}?",
         ),
     ),
     Fact(
@@ -220,7 +220,7 @@ FACTS = (
         (
             "How much did the {event} in {town} cost?",
             "What was the bill for the {event} in {town}?",
-            "In {town}, what sum was spent on the {event}?",
+            "What sum was spent on the {event} in {town}?",
         ),
     ),
     Fact(
@@ -235,8 +235,8 @@ FACTS = (
         ),
         (
             "When was the {event} in {town}?",
-            "On which date did the {event} in {town} take place?",
-            "In {town}, what was the day of the {event}?",
+            "What was the date of the {event} in {town}?",
+            "Which day saw the {event} in {town}?",
         ),
     ),
     Fact(
@@ -250,9 +250,9 @@ FACTS = (
             "Trestles went up in {street} the night before.",
         ),
         (
-            "Where in {town} was the {event}?",
+            "Where was the {event} in {town}?",
             "Which street was the site of the {event} in {town}?",
-            "In {town}, at what place was the {event} held?",
+            "What was the place of the {event} in {town}?",
         ),
     ),
     Fact(
@@ -268,7 +268,7 @@ FACTS = (
         (
             "How many people came to the {event} in {town}?",
             "What was the attendance at the {event} in {town}?",
-            "In {town}, how large was the crowd at the {event}?",
+            "How large was the crowd at the {event} in {town}?",
         ),
     ),
     Fact(
@@ -284,7 +284,7 @@ FACTS = (
         (
             "Which firm paid for the {event} in {town}?",
             "What company was the sponsor of the {event} in {town}?",
-            "In {town}, who was the backer of the {event}?",
+            "Who was the backer of the {event} in {town}?",
         ),
     ),
 )
