@@ -102,8 +102,8 @@ MUSE_MODELS = {
 }
 MUSE_TOKENIZER = "meta-llama/Llama-2-7b-hf"
 MUSE_CHUNK = 2048  # tokens of a row: MAX_LEN of baselines/scripts
-# baselines/scripts (10 epochs, 1e-5, 4 rows x 8 GPUs) and baselines/baselines/iterative.py (constant rate); the rest are the defaults of
-# transformers. Epochs pass over the forget chunks. open-unlearning's configs/experiment/unlearn/muse has the same.
+# baselines/scripts (10 epochs, 1e-5, 4 rows x 8 GPUs) and baselines/baselines/iterative.py (constant rate); the rest are the
+# defaults of transformers. Epochs pass over the forget chunks. open-unlearning (configs/experiment/unlearn/muse) has the same.
 MUSE_UNLEARNING = Schedule(epochs=10, batch=32, lr=1e-5, warmup=0.0, betas=(0.9, 0.999), decay="constant")
 
 
