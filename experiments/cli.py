@@ -54,6 +54,16 @@ def tofu(
     check_every: Annotated[int, typer.Option(help="Steps from one look at the two to the next.")] = 10,
     new_tokens: Annotated[int, typer.Option(help="Length of a generation at most.")] = 200,
     eval_rows: Annotated[int | None, typer.Option(help="Rows a set to evaluate. Default: all.")] = None,
+    metrics: Annotated[str, typer.Option(help="tofu (the benchmark's own), or all: memorisation and attacks too.")] = "all",
+    eval_every: Annotated[int | None, typer.Option(help="Look at a few rows every so many steps of unlearning.")] = None,
+    eval_subset: Annotated[int, typer.Option(help="Rows a task that such a look sees.")] = 32,
+    keep_best: Annotated[
+        str | None, typer.Option(help="Keep the state that was best by this: score, retain_probability, forget_rouge, ...")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="A model that knows all rows already, in the place of fine-tuning.")
+    ] = None,
+    retrained: Annotated[str | None, typer.Option(help="With --target: a model that knows the retain rows alone.")] = None,
     seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Output folder. Default: one in runs/, named by the options.")] = None,
 ) -> None:
@@ -91,6 +101,12 @@ def tofu(
         check_every=check_every,
         new_tokens=new_tokens,
         eval_rows=eval_rows,
+        metrics=metrics,
+        eval_every=eval_every,
+        eval_subset=eval_subset,
+        keep_best=keep_best,
+        target=target,
+        retrained=retrained,
         seed=seed,
     )
     source = data if data in ("synthetic", "hub") else Path(data).resolve().name

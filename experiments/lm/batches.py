@@ -1,30 +1,47 @@
 """Rows of different length as rectangular batches, with as little padding as possible."""
 
-from collections.abc import Iterator, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from experiments.errors import UserError
 from experiments.lm.encoding import Example
 from ngdiff.objectives import IGNORE
 
+T = TypeVar("T")
+
 
 def collate(examples: Sequence[Example], pad: int, device: torch.device) -> dict[str, Tensor]:
-    """Right-padded input_ids, attention_mask and labels, each (rows, longest row); prompts and padding have label -100.
+    """Right-padded input_ids and labels, each (rows, longest row), and what keeps padding and documents apart.
 
-    The attention mask is left out where no row is padded: attention then takes its faster, purely causal path.
+    Prompts and padding have label -100. The attention mask is left out where no row is padded: attention then takes its faster,
+    purely causal path. Where a row holds several documents there are position_ids instead, which begin anew with each document
+    and with the padding: from them transformers makes a mask of one block a document.
     """
     longest = max(len(example.ids) for example in examples)
     ids = torch.full((len(examples), longest), pad)
-    mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, IGNORE)
     for i, example in enumerate(examples):
-        n = len(example.ids)
-        ids[i, :n] = torch.tensor(example.ids)
-        mask[i, :n] = 1
-        labels[i, example.prompt : n] = ids[i, example.prompt : n]
-    batch = {"input_ids": ids, "labels": labels} | ({} if bool(mask.all()) else {"attention_mask": mask})
+        ids[i, : len(example.ids)] = torch.tensor(example.ids)
+        labels[i, : len(example.ids)] = torch.tensor(example.labels)
+    batch = {"input_ids": ids, "labels": labels} | _apart(examples, longest)
     return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _apart(examples: Sequence[Example], longest: int) -> dict[str, Tensor]:
+    lengths = torch.tensor([len(example.ids) for example in examples])[:, None]
+    columns = torch.arange(longest)[None]
+    if all(example.starts == (0,) for example in examples):
+        mask = (columns < lengths).long()
+        return {} if bool(mask.all()) else {"attention_mask": mask}
+    begins = torch.zeros(len(examples), longest, dtype=torch.long)
+    for i, example in enumerate(examples):
+        starts = [*example.starts, len(example.ids)]
+        begins[i, [start for start in starts if start < longest]] = torch.tensor([s for s in starts if s < longest])
+    return {"position_ids": columns - begins.cummax(1).values}
 
 
 def length_sorted(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
@@ -42,6 +59,43 @@ def length_sorted(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
+def in_batches(lengths: Sequence[int], tokens: int, compute: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
+    """(indices, result) of each batch of `length_sorted`. A batch that does not fit into memory is halved.
+
+    Args:
+        lengths: tokens of each row.
+        tokens: size of a batch at most, padding included; a smaller one takes its place once it proved too large.
+        compute: from the indices of a batch to its result.
+
+    Raises:
+        UserError: a single row does not fit.
+    """
+    left = [i for batch in length_sorted(lengths, tokens) for i in batch]
+    while left:
+        batch = next(length_sorted([lengths[i] for i in left], tokens))
+        indices = [left[k] for k in batch]
+        try:
+            result = compute(indices)
+        except torch.OutOfMemoryError:
+            tokens = len(indices) // 2 * lengths[indices[0]]
+        else:
+            yield indices, result
+            left = left[len(indices) :]
+            continue
+        # Only here is the error gone, and with it the frames that hold the batch's tensors.
+        _free()
+        if not tokens:
+            raise UserError(
+                f"evaluation: one row of {lengths[indices[0]]} tokens does not fit into memory; use a larger device"
+            )
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def shuffled_batches(lengths: Sequence[int], size: int, generator: torch.Generator) -> list[list[int]]:
     """All indices once, in random batches of `size` whose rows have similar length.
 
@@ -54,3 +108,8 @@ def shuffled_batches(lengths: Sequence[int], size: int, generator: torch.Generat
         pool = sorted(order[start : start + 8 * size], key=lambda i: lengths[i])
         batches += [pool[i : i + size] for i in range(0, len(pool), size)]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator, device="cpu").tolist()]
+
+
+def spread(rows: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the rows, evenly spaced: they often come by author or topic."""
+    return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else list(rows)

@@ -14,20 +14,29 @@ DATE = "10 Apr 2025"  # Llama-3's template prints a date; a fixed one keeps resu
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of prompt and answer; the first `prompt` of them are not scored."""
+    """Token ids of prompt and answer; the first `prompt` of them are not scored.
+
+    Attributes:
+        starts: where documents begin, for a row that holds several. They do not see each other, and the first token of each is
+            not scored, for nothing predicts it.
+    """
 
     ids: tuple[int, ...]
     prompt: int
+    starts: tuple[int, ...] = (0,)
 
     @property
     def labels(self) -> tuple[int, ...]:
         """The ids, with -100 where a token is not scored."""
-        return (IGNORE,) * self.prompt + self.ids[self.prompt :]
+        labels = [IGNORE] * self.prompt + list(self.ids[self.prompt :])
+        for start in self.starts:
+            labels[start] = IGNORE
+        return tuple(labels)
 
     @property
     def scored(self) -> int:
         """Number of tokens that are scored."""
-        return len(self.ids) - self.prompt
+        return len(self.ids) - self.prompt - (len(self.starts) - 1)
 
 
 class Encoder:

@@ -6,33 +6,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.lm.batches import length_sorted
+from experiments.lm.batches import in_batches
 from experiments.lm.devices import autocast
 
 TOKENS = 32768  # cache entries a batch: rows x (prompt + new tokens)
+PREFIX = 32  # tokens that all prompts of a batch must share before they are read once for all
 
 
 @torch.inference_mode()
 def greedy(model: Any, prompts: Sequence[Sequence[int]], eos: int, pad: int, max_new_tokens: int) -> list[list[int]]:
     """Up to `max_new_tokens` ids after each prompt, cut before the end token, in the order given.
 
-    Batches are sorted by length and left-padded, keys and values are cached, and rows that have ended leave the batch.
+    Batches are sorted by length and left-padded, keys and values are cached, and rows that have ended leave the batch. What all
+    prompts of a batch begin with, such as the examples of a few-shot prompt, is read once.
     """
     model.eval()
     result: list[list[int]] = [[] for _ in prompts]
-    for indices in length_sorted([len(prompt) + max_new_tokens for prompt in prompts], TOKENS):
+
+    def compute(indices: list[int]) -> list[list[int]]:
         with autocast(model.device):
-            batch = _greedy_batch(model, [prompts[i] for i in indices], eos, pad, max_new_tokens)
+            return _greedy_batch(model, [prompts[i] for i in indices], eos, pad, max_new_tokens)
+
+    for indices, batch in in_batches([len(prompt) + max_new_tokens for prompt in prompts], TOKENS, compute):
         for i, ids in zip(indices, batch, strict=True):
             result[i] = ids
     return result
 
 
 def _greedy_batch(model: Any, prompts: list[Sequence[int]], eos: int, pad: int, max_new_tokens: int) -> list[list[int]]:
-    ids, mask = _left_padded(prompts, pad, model.device)
     rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
     result: list[list[int]] = [[] for _ in prompts]
-    cache = None
+    cache, shared = _read_shared(model, prompts)
+    ids, mask = _left_padded([prompt[shared:] for prompt in prompts], pad, model.device)
+    mask = torch.cat([mask.new_ones(len(prompts), shared), mask], dim=1)
     for _ in range(max_new_tokens):
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         out = model(
@@ -59,6 +65,19 @@ def _greedy_batch(model: Any, prompts: list[Sequence[int]], eos: int, pad: int, 
         ids = token[:, None]
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
     return result
+
+
+def _read_shared(model: Any, prompts: list[Sequence[int]]) -> tuple[Any, int]:
+    """Keys and values of the tokens that all prompts begin with, a copy a row, and how many these are; (None, 0) if too few."""
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # in the order of words, the two that share least
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    shared = min(shared, min(map(len, prompts)) - 1)  # each prompt keeps a token to read
+    if len(prompts) < 2 or shared < PREFIX:
+        return None, 0
+    ids = torch.tensor([list(first[:shared])], device=model.device)
+    cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+    cache.batch_repeat_interleave(len(prompts))
+    return cache, shared
 
 
 def _left_padded(prompts: list[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from experiments.lm.batches import collate
+from experiments.lm.batches import collate, spread
 from experiments.lm.encoding import Example
 from experiments.lm.gen_optim import GenOptimizer
 from experiments.lm.methods import BASES, GEN, Method, split_rate
+from experiments.lm.monitor import Monitor
 from experiments.lm.objectives import FORGET, RETAIN, TaskLoss
 from experiments.lm.scoring import answer_nll
 from ngdiff import AutoLearningRate, ReferenceCache, StoppingCriteria, TwoTaskOptimizer
@@ -81,6 +82,7 @@ def unlearn(
     stopping: StoppingCriteria | None = None,
     check_every: int = 10,
     timing: Timing | None = None,
+    monitor: Monitor | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Unlearn in place, and yield a record of each step after it is taken.
 
@@ -98,15 +100,20 @@ def unlearn(
         cache: of this model, for objectives that compare with it as it was.
         stopping: looks at the model every `check_every` steps, and after the last.
         timing: filled in.
+        monitor: looks at the model now and then; its time is not the run's.
 
     Yields:
         step, both losses (before the step), both gradient norms, cosine, c (weight of the retain task in the paper's
         c g_R - (1 - c) g_F), learning rate, and whether the step was finite and so was taken.
     """
-    begin, timing = time.perf_counter(), timing or Timing()
+    begin, timing, watching = time.perf_counter(), timing or Timing(), 0.0
     model.train()
     run = _Run(model, rows, method, batch, generator, cache)
     for step in range(steps + 1):
+        if monitor is not None:
+            before = time.perf_counter()
+            monitor(model, step, steps)
+            watching += time.perf_counter() - before
         if stopping is not None and stopping.active and (step % check_every == 0 or step == steps):
             if stopping.check(model, step, *run.held_out()):
                 break
@@ -116,7 +123,7 @@ def unlearn(
         yield {"step": step, **run.step(timing)}
         on_step(step + 1, steps)
     model.eval()
-    timing.total = time.perf_counter() - begin
+    timing.total = time.perf_counter() - begin - watching
 
 
 class _Run:
@@ -157,7 +164,7 @@ class _Run:
 
     def held_out(self) -> tuple[float, float]:
         """Mean answer probability on forget rows, and mean retain loss on rows that no step sees."""
-        forget, held_out = _spread(self.rows.forget, CHECK_ROWS), _spread(self.rows.held_out, CHECK_ROWS)
+        forget, held_out = spread(self.rows.forget, CHECK_ROWS), spread(self.rows.held_out, CHECK_ROWS)
         nll = answer_nll(self.model, [*forget, *held_out], self.rows.pad)
         return fmean(math.exp(-x) for x in nll[: len(forget)]), fmean(nll[len(forget) :])
 
@@ -183,11 +190,6 @@ def _refreshes(optimizer: TwoTaskOptimizer | GenOptimizer) -> int:
     if isinstance(optimizer, GenOptimizer):
         return optimizer.refreshes
     return len(optimizer.auto.trace) if optimizer.auto else 0
-
-
-def _spread(rows: Sequence[Example], count: int) -> list[Example]:
-    """At most `count` of the rows, evenly spaced."""
-    return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else list(rows)
 
 
 def _synchronize(device: torch.device) -> None:

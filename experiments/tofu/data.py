@@ -49,6 +49,7 @@ class TofuData:
             none of them.
         refusals: answers that say that the answer is not known.
         evaluation: set name -> rows.
+        holdout: rows about other authors, whom no model is trained on, for membership attacks; empty where the source has none.
         sha256: config name -> hash of the rows read.
     """
 
@@ -57,6 +58,7 @@ class TofuData:
     validation: tuple[Row, ...]
     refusals: tuple[str, ...]
     evaluation: dict[str, tuple[EvaluationRow, ...]]
+    holdout: tuple[Row, ...]
     sha256: dict[str, str]
 
     @property
@@ -94,8 +96,11 @@ def load(source: Source, preset: str) -> TofuData:
         )
     for name in OPTION_SETS:
         evaluation[name] = reader.evaluation(f"{name}_perturbed", "answer")
+    holdout = _holdout(reader, preset)
+    _refuse_overlap(holdout, (*retain, *forget), "holdout and training rows")
     refusals = tuple(source.refusals())
-    return TofuData(forget, retain, validation, refusals, evaluation, reader.sha256 | {"refusals": text_hash(refusals)})
+    hashes = reader.sha256 | {"refusals": text_hash(refusals)}
+    return TofuData(forget, retain, validation, refusals, evaluation, holdout, hashes)
 
 
 class _Reader:
@@ -167,6 +172,12 @@ def _full(percent: int) -> Callable[[_Reader], Split]:
 
 
 PRESETS: dict[str, Callable[[_Reader], Split]] = {"mini": _mini} | {f"forget{p:02d}": _full(p) for p in (1, 5, 10)}
+FORGET_OF = {name: "forget01" if name == "mini" else name for name in PRESETS}  # preset -> config that is forgotten
+
+
+def _holdout(reader: _Reader, preset: str) -> tuple[Row, ...]:
+    config = f"holdout{FORGET_OF[preset].removeprefix('forget')}"
+    return reader.rows(config) if reader.source.has(config) else ()
 
 
 def _left_out(retain: Sequence[Row], evaluated: Sequence[Row]) -> tuple[Row, ...]:
@@ -188,13 +199,12 @@ def _key(row: Row) -> tuple[str, str]:
     return row.question, row.answer
 
 
-def _refuse_overlap(forget: Sequence[Row], retain: Sequence[Row]) -> None:
+def _refuse_overlap(forget: Sequence[Row], retain: Sequence[Row], names: str = "forget and retain") -> None:
     places = {_key(row): row.place for row in retain}
     for row in forget:
         if _key(row) in places:
             raise UserError(
-                f"{row.place}: forget and retain overlap, found {row.question[:60]!r} at {places[_key(row)]} too; "
-                "remove one of the two"
+                f"{row.place}: {names} overlap, found {row.question[:60]!r} at {places[_key(row)]} too; remove one of the two"
             )
 
 

@@ -1,13 +1,42 @@
 """TOFU's evaluation of one model: every answer scored, every question answered, in batches."""
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
-from experiments.lm.encoding import Encoder
+from experiments.lm.encoding import Encoder, Example
 from experiments.lm.generation import greedy
-from experiments.lm.scoring import answer_nll
-from experiments.tofu.data import EvaluationRow
-from experiments.tofu.metrics import ScoredRow, rouge_recall
+from experiments.lm.scoring import Score, answer_scores, gradient_norms
+from experiments.membership import Exposure, zlib_ratio
+from experiments.tofu.data import EvaluationRow, Row
+from experiments.tofu.metrics import AUTHOR_SETS, Evaluation, Memory, ScoredRow, rouge_recall
+
+STANDARD, ALL = "tofu", "all"
+METRICS = (STANDARD, ALL)  # TOFU's own, or with memorisation and membership attacks
+
+
+@dataclass
+class Speed:
+    """What an evaluation spent its time on.
+
+    Attributes:
+        seconds: part -> wall time.
+        tokens: part -> tokens read (scoring) or written (generating), padding left out.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str, on_part: Callable[[str], None]) -> Iterator[None]:
+        """Times what is done inside."""
+        on_part(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
 
 
 def evaluate(
@@ -16,8 +45,14 @@ def evaluate(
     sets: Mapping[str, Sequence[EvaluationRow]],
     max_new_tokens: int,
     on_part: Callable[[str], None] = lambda part: None,
-) -> dict[str, list[ScoredRow]]:
+    *,
+    holdout: Sequence[Row] = (),
+    metrics: str = STANDARD,
+    speed: Speed | None = None,
+) -> Evaluation:
     """Score and answer all rows of all sets at once, so that batches are full and well sorted.
+
+    One forward pass an answer serves every metric but the norms of gradients, and one generation a question.
 
     Args:
         model: of transformers, on its device.
@@ -25,22 +60,65 @@ def evaluate(
         sets: set name -> rows.
         max_new_tokens: length of a generation at most; the benchmark's is 200.
         on_part: called with the name of each part before it begins.
-
-    Returns:
-        Set name -> scored rows, in the order given.
+        holdout: rows that no model was trained on, for membership attacks.
+        metrics: which to prepare, of `METRICS`.
+        speed: filled in.
     """
-    rows = [row for members in sets.values() for row in members]
-    on_part("scoring")
-    nll = iter(answer_nll(model, [encoder.example(row.question, a) for row in rows for a in row.answers], encoder.pad))
-    on_part("generating")
-    generated = greedy(model, [encoder.prompt_ids(row.question) for row in rows], encoder.eos, encoder.pad, max_new_tokens)
-    on_part("ROUGE")
-    texts = [encoder.decode(ids) for ids in generated]
-    scored = iter([_scored(row, [next(nll) for _ in row.answers], text) for row, text in zip(rows, texts, strict=True)])
-    return {name: [next(scored) for _ in members] for name, members in sets.items()}
+    speed, everything = speed or Speed(), metrics == ALL
+    rows = [(name, row) for name, members in sets.items() for row in members]
+    examples: list[Example] = []
+    first: list[int] = []  # number of each row's own answer among them
+    for _, row in rows:
+        first.append(len(examples))
+        examples += [encoder.example(row.question, answer) for answer in row.answers]
+    unseen = range(len(examples), len(examples) + (len(holdout) if everything else 0))
+    examples += [encoder.example(row.question, row.answer) for row in holdout] if everything else []
+    attacked = [i for (name, _), i in zip(rows, first, strict=True) if name == "forget"] + list(unseen) if everything else []
+    recalled = {i for (name, _), i in zip(rows, first, strict=True) if name in AUTHOR_SETS} | set(unseen) if everything else ()
+
+    with speed.part("scoring", on_part):
+        scores = answer_scores(model, examples, encoder.pad, recalled)
+    with speed.part("gradients", on_part):
+        norms = dict(zip(attacked, gradient_norms(model, [examples[i] for i in attacked], encoder.pad), strict=True))
+    with speed.part("generating", on_part):
+        prompts = [encoder.prompt_ids(row.question) for _, row in rows]
+        generated = greedy(model, prompts, encoder.eos, encoder.pad, max_new_tokens)
+    speed.tokens = {"scoring": sum(len(example.ids) for example in examples), "generating": sum(map(len, generated))}
+    with speed.part("ROUGE", on_part):
+        found: dict[str, list[ScoredRow]] = {name: [] for name in sets}
+        for (name, row), i, ids in zip(rows, first, generated, strict=True):
+            own, norm = scores[i : i + len(row.answers)], norms.get(i)
+            found[name].append(_scored(name, row, own, norm, encoder.decode(ids)))
+    held_out = [_exposure(row.answer, scores[i], norms[i]) for row, i in zip(holdout, unseen, strict=everything)]
+    return Evaluation(found, held_out)
 
 
-def _scored(row: EvaluationRow, nll: list[float], generation: str) -> ScoredRow:
-    answer, right, *wrong = nll
+def _scored(name: str, row: EvaluationRow, scores: Sequence[Score], norm: float | None, generation: str) -> ScoredRow:
+    answer, right, *wrong = (score.nll for score in scores)
+    memory = _memory(name, row, scores[0], norm, generation) if scores[0].recall else None
     rouge = rouge_recall(row.answer, generation)
-    return ScoredRow(row.question, row.answer, generation, answer, right, tuple(wrong), rouge)
+    return ScoredRow(row.question, row.answer, generation, answer, right, tuple(wrong), rouge, memory)
+
+
+def _memory(name: str, row: EvaluationRow, score: Score, norm: float | None, generation: str) -> Memory:
+    assert score.recall is not None
+    exposure = _exposure(row.answer, score, norm)
+    known = score.recall.exact_memorisation, score.recall.extraction_strength
+    if name != "forget":
+        return Memory(*known, exposure)
+    wrong = fmean(rouge_recall(answer, generation) for answer in row.wrong)
+    return Memory(*known, exposure, rouge_recall(row.right, generation), wrong)
+
+
+def _exposure(text: str, score: Score, norm: float | None) -> Exposure:
+    assert score.recall is not None
+    return Exposure(score.nll, zlib_ratio(score.nll, text), score.recall.min_k, score.recall.min_k_plus, norm)
+
+
+def tokens_per_second(speeds: Sequence[Speed]) -> dict[str, int]:
+    """Part of the evaluation -> tokens read or written a second, over all evaluations."""
+    parts = {part for speed in speeds for part in speed.tokens}
+    return {
+        part: round(sum(speed.tokens[part] for speed in speeds) / sum(speed.seconds[part] for speed in speeds))
+        for part in sorted(parts)
+    }

@@ -6,13 +6,15 @@ Source: Maini et al., "TOFU: A Task of Fictitious Unlearning for LLMs", arXiv 24
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from statistics import fmean, harmonic_mean
 from typing import Any, Self
 
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import ks_2samp
+
+from experiments.membership import CHANCE, Exposure, attacks, priv_leak
 
 AUTHOR_SETS = ("forget", "retain")  # the right answer of the truth ratio is the paraphrase
 OPTION_SETS = ("real_authors", "world_facts")  # the right answer is one of four options
@@ -32,6 +34,7 @@ class ScoredRow:
         nll_right: the same for the right answer of the truth ratio: the paraphrase, or the answer itself for options.
         nll_wrong: the same for each wrong answer.
         rouge: ROUGE-L recall of the generation against the answer.
+        memory: what the model knows of the answer by heart; None outside of the authors' sets, and where it was not asked for.
     """
 
     question: str
@@ -41,6 +44,7 @@ class ScoredRow:
     nll_right: float
     nll_wrong: tuple[float, ...]
     rouge: float
+    memory: "Memory | None" = None
 
     @cached_property
     def log_truth_ratio(self) -> float:
@@ -64,12 +68,66 @@ class ScoredRow:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """From the fields as JSON keeps them."""
-        return cls(**{**fields, "nll_wrong": tuple(fields["nll_wrong"])})
+        memory = fields.get("memory")
+        restored = {"nll_wrong": tuple(fields["nll_wrong"]), "memory": Memory.from_dict(memory) if memory else None}
+        return cls(**{**fields, **restored})
 
     def as_dict(self, name: str) -> dict[str, Any]:
         """All fields and the row's own metrics, for results.json; `name` is the row's set."""
         metrics = {"probability": self.probability(name in OPTION_SETS), "truth_ratio": self.truth_ratio(name == "forget")}
         return asdict(self) | metrics
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a model knows of one answer beyond TOFU's own metrics, as in open-unlearning (arXiv 2506.12618).
+
+    Attributes:
+        exact_memorisation, extraction_strength: see `experiments.lm.scoring.Recall`.
+        exposure: scores for membership attacks.
+        rouge_right: ROUGE-L recall of the generation against the paraphrased answer; None outside of the forget set.
+        rouge_wrong: its mean over the wrong answers; None outside of the forget set.
+    """
+
+    exact_memorisation: float
+    extraction_strength: float
+    exposure: Exposure
+    rouge_right: float | None = None
+    rouge_wrong: float | None = None
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """From the fields as JSON keeps them."""
+        return cls(**{**fields, "exposure": Exposure(**fields["exposure"])})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that the metrics of one model are computed from.
+
+    Attributes:
+        sets: set name -> rows.
+        holdout: scores of answers that no model was trained on; empty where there are none.
+    """
+
+    sets: dict[str, list[ScoredRow]]
+    holdout: list[Exposure] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """From the fields as JSON keeps them."""
+        sets = {name: [ScoredRow.from_dict(row) for row in rows] for name, rows in fields["sets"].items()}
+        return cls(sets, [Exposure(**exposure) for exposure in fields["holdout"]])
+
+    @property
+    def forget(self) -> list[ScoredRow]:
+        """Rows of the forget set."""
+        return self.sets["forget"]
+
+    @property
+    def exposed(self) -> list[Exposure]:
+        """Scores of the forget answers; empty where they were not asked for."""
+        return [row.memory.exposure for row in self.forget if row.memory]
 
 
 def rouge_recall(answer: str, generation: str) -> float:
@@ -85,12 +143,47 @@ def set_metrics(name: str, rows: Sequence[ScoredRow]) -> dict[str, float]:
     """
     if name not in SETS or not rows:
         raise ValueError(f"set_metrics: set {name!r} with {len(rows)} rows; give one of {', '.join(SETS)}, not empty")
-    return {
+    own = {
         "probability": fmean(row.probability(name in OPTION_SETS) for row in rows),
         "rouge": fmean(row.rouge for row in rows),
         "truth_ratio": fmean(row.truth_ratio(name == "forget") for row in rows),
         "rows": len(rows),
     }
+    return own | _memory_metrics(name, rows)
+
+
+def _memory_metrics(name: str, rows: Sequence[ScoredRow]) -> dict[str, float]:
+    """Means over a set of authors; nothing where the rows carry no memory. Right and wrong are the paraphrased and the
+    perturbed answers, Para and Pert in open-unlearning.
+    """
+    memories = [row.memory for row in rows if row.memory]
+    if not memories:
+        return {}
+    found = {key: fmean(getattr(m, key) for m in memories) for key in ("exact_memorisation", "extraction_strength")}
+    found["right_probability"] = fmean(math.exp(-row.nll_right) for row in rows)
+    found["wrong_probability"] = fmean(fmean(math.exp(-nll) for nll in row.nll_wrong) for row in rows)
+    if name == "forget":
+        found |= {key: fmean(getattr(m, key) for m in memories) for key in ("rouge_right", "rouge_wrong")}
+    return found
+
+
+def privacy(model: Evaluation, reference: Evaluation | None) -> dict[str, Any] | None:
+    """Membership attacks on the forget set against holdout rows, and PrivLeak; None where there are no such scores.
+
+    Args:
+        model: the one that is attacked.
+        reference: the retain-only model; None for that one itself, whose PrivLeak is against chance.
+
+    Returns:
+        auc: attack -> AUC, 1 for memorised, see `experiments.membership`.
+        privleak: near 0 is best.
+    """
+    if not model.holdout or not model.exposed:
+        return None
+    known = (reference.exposed, reference.holdout) if reference else None
+    against = attacks(*known)["min_k"] if known else CHANCE
+    found = attacks(model.exposed, model.holdout, known)
+    return {"auc": found, "privleak": priv_leak(found["min_k"], against)}
 
 
 def utility(sets: Mapping[str, Mapping[str, float]], names: Sequence[str] = UTILITY_SETS) -> float:

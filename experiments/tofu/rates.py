@@ -18,10 +18,11 @@ from experiments import manifest
 from experiments.errors import UserError
 from experiments.lm.gen_optim import check_installed
 from experiments.lm.methods import BASES, GEN, MODES, Method
+from experiments.model_stages import read_lines
 from experiments.progress import Progress
 from experiments.stages import read_json, write_json, write_text
 from experiments.tofu.metrics import share
-from experiments.tofu.run import TofuRun, read_lines
+from experiments.tofu.run import TofuRun
 from experiments.tofu.settings import Settings
 
 FIXED = "fixed"
@@ -91,7 +92,9 @@ class Study:
         cells = [(base, kind, initial) for base in self.bases for kind in self.kinds for initial in self.initials]
         return [self._row(run, start, before, *cell) for cell in cells]
 
-    def _row(self, run: TofuRun, start: Path, before: dict[str, float], base: str, kind: str, initial: float) -> dict[str, Any]:
+    def _row(
+        self, run: TofuRun, start: Path | str, before: dict[str, float], base: str, kind: str, initial: float
+    ) -> dict[str, Any]:
         folder = run.unlearned(start, Method("ngdiff", base, initial if kind == FIXED else f"{kind}:{initial}"))
         after, timing = run.probabilities(folder, evaluated=True), read_json(folder / "timing.json")
         steps = read_lines(folder / "metrics.jsonl")

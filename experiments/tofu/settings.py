@@ -10,6 +10,8 @@ from experiments.lm.methods import ALL, AUTO, BASES, Method, parse
 from experiments.lm.models import SIZES
 from experiments.own_rules import load_rules
 from experiments.tofu.data import PRESETS
+from experiments.tofu.evaluate import METRICS
+from experiments.tofu.monitoring import BEST
 from ngdiff import rules
 
 TARGETS = ("auto", "paraphrases")  # of `stop_forget`, beside numbers
@@ -41,6 +43,12 @@ class Settings:
         check_every: steps from one look at the two to the next.
         new_tokens: length of a generation at most.
         eval_rows: rows a set to evaluate, from the first; None takes all.
+        metrics: which to compute, see `evaluate.METRICS`.
+        eval_every: steps from one look at the model to the next while it unlearns; None for no looks.
+        eval_subset: rows a task that such a look sees.
+        keep_best: what the state that is kept and evaluated is best by, see `monitoring.BEST`; None keeps the last one.
+        target: hub id or folder of a model that already knows all rows, to unlearn from in the place of a fine-tuned one.
+        retrained: of the one that knows the retain rows alone, to compare with; used with `target`.
         seed: of everything random.
     """
 
@@ -63,14 +71,41 @@ class Settings:
     check_every: int = 10
     new_tokens: int = 200
     eval_rows: int | None = None
+    metrics: str = "all"
+    eval_every: int | None = None
+    eval_subset: int = 32
+    keep_best: str | None = None
+    target: str | None = None
+    retrained: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         _one_of("preset", self.preset, PRESETS)
         _one_of("size", self.size, SIZES)
+        _one_of("metrics", self.metrics, METRICS)
+        if self.keep_best is not None:
+            _one_of("keep_best", self.keep_best, BEST)
+            if self.eval_every is None:
+                raise UserError(
+                    "--keep-best: found without --eval-every; give the steps from one look at the model to the next"
+                )
+        if self.retrained and not self.target:
+            raise UserError("--retrained: found without --target; give both, or none to fine-tune them here")
+        if self.target and not self.model:
+            raise UserError("--target: found without --model; give the model whose tokenizer and template it has")
         for base in self.bases:
             _one_of("bases", base, BASES)
-        for name in ("epochs", "finetune_batch", "steps", "batch", "check_every", "new_tokens", "eval_rows"):
+        for name in (
+            "epochs",
+            "finetune_batch",
+            "steps",
+            "batch",
+            "check_every",
+            "new_tokens",
+            "eval_rows",
+            "eval_every",
+            "eval_subset",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{_option(name)}: found {value}; give a whole number >= 1")
@@ -123,6 +158,11 @@ class Settings:
             rate = AUTO
         grid = self.rates or (GRIDS[base] if self.methods == ("all",) else GRIDS[base][:1])
         return [Method(base=base, lr=lr, **parts) for lr in ([rate] if rate else grid)]
+
+    def pretrained(self) -> list[str]:
+        """Hub ids and folders of the models that are loaded and not made here."""
+        given = (self.target, self.retrained) if self.target else (self.model,)
+        return [source for source in given if source]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for config.yaml and hashes."""

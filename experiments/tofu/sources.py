@@ -19,6 +19,10 @@ class Source(Protocol):
 
     def rows(self, config: str) -> list[RawRow]: ...
 
+    def has(self, config: str) -> bool:
+        """Whether there is such a config, for those that a run can do without."""
+        ...
+
     def refusals(self) -> list[str]:
         """Answers that say that the answer is not known."""
         ...
@@ -36,6 +40,9 @@ class Folder:
 
     def rows(self, config: str) -> list[RawRow]:
         return json_lines(self.path / f"{config}.json", HUB_ID)
+
+    def has(self, config: str) -> bool:
+        return (self.path / f"{config}.json").is_file()
 
     def refusals(self) -> list[str]:
         """Those of the benchmark, where the folder has them, a line each."""
@@ -59,6 +66,9 @@ class Hub:
     def rows(self, config: str) -> list[RawRow]:
         return hub_rows(HUB_ID, config, "train")
 
+    def has(self, config: str) -> bool:
+        return True
+
     def refusals(self) -> list[str]:
         """Ours: the dataset on the hub has none."""
         return list(refusals.REFUSALS)
@@ -75,6 +85,9 @@ class Synthetic:
     def rows(self, config: str) -> list[RawRow]:
         rows = synthetic.rows(config, self.seed)
         return [RawRow(row, f"synthetic {config}, row {i}") for i, row in enumerate(rows)]
+
+    def has(self, config: str) -> bool:
+        return True
 
     def refusals(self) -> list[str]:
         """Ours."""

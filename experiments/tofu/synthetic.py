@@ -18,6 +18,7 @@ T = TypeVar("T")
 Facts = dict[str, str]
 
 AUTHORS = 200
+HOLDOUT = 20  # more authors, whom no training row is about: what membership attacks compare the forgotten ones with
 WRONG_ANSWERS = 5
 
 # Not strftime, whose month names follow the machine's locale.
@@ -40,6 +41,8 @@ _AUTHOR_CONFIGS: dict[str, tuple[slice, tuple[str, ...]]] = {
     **{f"forget{percent:02}_perturbed": (slice(-40 * percent, None), _PERTURBED) for percent in (1, 5, 10)},
     "retain_perturbed": (slice(400), _PERTURBED),
 }
+# Rows of the holdout authors: the first 40, 200, 400.
+_HOLDOUT_CONFIGS = {f"holdout{percent:02}": slice(40 * percent) for percent in (1, 5, 10)}
 _REAL_CONFIGS = {"real_authors_perturbed": REAL_AUTHORS, "world_facts_perturbed": WORLD_FACTS}
 
 
@@ -55,8 +58,11 @@ def rows(config: str, seed: int = 0) -> list[dict[str, Any]]:
     """
     if config in _REAL_CONFIGS:
         return [_pick(dict(zip(_OPTIONS, row, strict=True)), _OPTIONS) for row in _REAL_CONFIGS[config]]
+    if config in _HOLDOUT_CONFIGS:
+        return [_pick(row, _QA) for row in _holdout_rows(seed)[_HOLDOUT_CONFIGS[config]]]
     if config not in _AUTHOR_CONFIGS:
-        raise ValueError(f"config: found {config!r}; choose one of {', '.join([*_AUTHOR_CONFIGS, *_REAL_CONFIGS])}")
+        known = [*_AUTHOR_CONFIGS, *_HOLDOUT_CONFIGS, *_REAL_CONFIGS]
+        raise ValueError(f"config: found {config!r}; choose one of {', '.join(known)}")
     part, fields = _AUTHOR_CONFIGS[config]
     return [_pick(row, fields) for row in _all_rows(seed)[part]]
 
@@ -69,11 +75,32 @@ def _pick(row: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
 @lru_cache(maxsize=4)
 def _all_rows(seed: int) -> tuple[dict[str, Any], ...]:
     """The rows of all authors, with all fields, in author order."""
-    rng = Random(f"synthetic authors {seed}")
-    authors = _authors(rng)
+    rng = _main_rng(seed)
+    return _rows(_main_authors(rng), rng)
+
+
+@lru_cache(maxsize=4)
+def _holdout_rows(seed: int) -> tuple[dict[str, Any], ...]:
+    """Rows about authors who share neither name nor book with those of `_all_rows`, from the same questions and facts."""
+    known = _main_authors(_main_rng(seed))
+    names, books = {author["name"] for author in known}, {book for author in known for book in author["books"].split('"')}
+    rng = Random(f"holdout authors {seed}")
+    people = [person for region in REGIONS for person in _people(region, rng) if person["name"] not in names]
+    return _rows(_authors(people, [title for title in TITLES if title not in books], HOLDOUT, rng), rng)
+
+
+def _rows(authors: Sequence[Facts], rng: Random) -> tuple[dict[str, Any], ...]:
     # Ordered, unlike sets of strings, whose order changes from process to process.
     values = {kind.fact: list(dict.fromkeys(author[kind.fact] for author in authors)) for kind in KINDS}
     return tuple(_row(kind, author, values[kind.fact], rng) for author in authors for kind in KINDS)
+
+
+def _main_rng(seed: int) -> Random:
+    return Random(f"synthetic authors {seed}")
+
+
+def _main_authors(rng: Random) -> list[Facts]:
+    return _authors([person for region in REGIONS for person in _people(region, rng)], TITLES, AUTHORS, rng)
 
 
 def _row(kind: Kind, author: Facts, values: Sequence[str], rng: Random) -> dict[str, Any]:
@@ -91,12 +118,11 @@ def _row(kind: Kind, author: Facts, values: Sequence[str], rng: Random) -> dict[
     }
 
 
-def _authors(rng: Random) -> list[Facts]:
-    """The facts of every author, in author order; no two authors share a name, a birth date or a book title."""
-    people = [person for region in REGIONS for person in _people(region, rng)]
-    columns = {fact: _deal(values, AUTHORS, rng) for fact, values in FACTS.items()}
-    births, ages = _deal(BIRTHS, AUTHORS, rng), _deal(DEBUT_AGES, AUTHORS, rng)
-    titles = iter(_deal(TITLES, 3 * AUTHORS, rng))
+def _authors(people: Sequence[Facts], pool: Sequence[str], count: int, rng: Random) -> list[Facts]:
+    """The facts of `count` authors, in author order; no two authors share a name, a birth date or a book title."""
+    columns = {fact: _deal(values, count, rng) for fact, values in FACTS.items()}
+    births, ages = _deal(BIRTHS, count, rng), _deal(DEBUT_AGES, count, rng)
+    titles = iter(_deal(pool, 3 * count, rng))
     return [
         {
             **person,
@@ -104,7 +130,7 @@ def _authors(rng: Random) -> list[Facts]:
             **_dates(births[i], ages[i]),
             **_books(next(titles), next(titles), next(titles)),
         }
-        for i, person in enumerate(_deal(people, AUTHORS, rng))
+        for i, person in enumerate(_deal(people, count, rng))
     ]
 
 

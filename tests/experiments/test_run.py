@@ -76,6 +76,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
         "forget10",
         "forget01",
         "forget10_perturbed",
+        "holdout01",
         "real_authors_perturbed",
         "world_facts_perturbed",
         "refusals",
