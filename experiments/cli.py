@@ -69,18 +69,13 @@ def tofu(
 ) -> None:
     """Fine-tune, unlearn, evaluate by TOFU's metrics and report. The same command continues an interrupted run."""
     # Imported here, so that --help does not wait for transformers.
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
     from experiments.progress import Progress
     from experiments.stages import json_hash
     from experiments.tofu.run import TofuRun
     from experiments.tofu.settings import Settings
     from experiments.tofu.table import results_table
 
-    logging.disable_progress_bar()  # ours say what is being done
-    logging.set_verbosity_error()
-    hub_logging.set_verbosity_error()  # a hub that cannot be reached is one line, not one for every attempt
+    _quiet()
     settings = Settings(
         data=data,
         preset=preset,
@@ -121,6 +116,77 @@ def tofu(
 
 
 @app.command()
+def muse(
+    data: Annotated[str, typer.Option(help="'synthetic', 'hub' (muse-bench/MUSE-News, -Books), or a folder.")] = "synthetic",
+    corpus: Annotated[str, typer.Option(help="news or books.")] = "news",
+    model: Annotated[
+        str | None, typer.Option(help="Hub id or folder of a pretrained model. Default: train from scratch.")
+    ] = None,
+    size: Annotated[str, typer.Option(help="Size of the model trained from scratch: 1m, 3m, 12m or 100m.")] = "1m",
+    epochs: Annotated[int | None, typer.Option(help="Epochs of training. Default: 28 from scratch, 5 pretrained.")] = None,
+    finetune_batch: Annotated[int | None, typer.Option(help="Rows a step. Default: 4 from scratch, 32 pretrained.")] = None,
+    finetune_lr: Annotated[float | None, typer.Option(help="Peak rate. Default: 2e-3 from scratch, 1e-5 pretrained.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="A model that knows all texts, or 'published' (MUSE's own), in the place of training.")
+    ] = None,
+    retrained: Annotated[str | None, typer.Option(help="With --target: a model that never saw the forget texts.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens a row. Default: 640 from scratch, 2048 pretrained.")] = None,
+    methods: Annotated[
+        str, typer.Option(help="Separated by commas, as for tofu: [FORGET[+RETAIN]:]RULE or a published method, and @rate.")
+    ] = "ngdiff,npo:ngdiff,ga,gdiff-0.5,npo,simnpo",
+    own_rules: Annotated[
+        str | None, typer.Option(help="Python file that registers rules of your own with @ngdiff.rules.register.")
+    ] = None,
+    base: Annotated[str, typer.Option(help="Base optimizer: adamw, sgd, momentum.")] = "adamw",
+    rate: Annotated[
+        float | None, typer.Option(help="Rate of methods without their own. Default: 1e-4 from scratch, 1e-5 pretrained.")
+    ] = None,
+    unlearn_epochs: Annotated[int, typer.Option(help="Passes over the forget texts.")] = 10,
+    batch: Annotated[int | None, typer.Option(help="Rows a task in each step. Default: 4 from scratch, 32 pretrained.")] = None,
+    fold_methods: Annotated[
+        str, typer.Option(help="Methods that unlearn the folds too; '' leaves scalability and sustainability out.")
+    ] = "ngdiff,ga,gdiff-0.5",
+    seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Output folder. Default: one in runs/, named by the options.")] = None,
+) -> None:
+    """Train on news or books, unlearn some, evaluate by MUSE's metrics and report. The same command continues a run."""
+    from experiments.muse.run import MuseRun
+    from experiments.muse.settings import Settings
+    from experiments.muse.table import results_table
+    from experiments.progress import Progress
+    from experiments.stages import json_hash
+
+    _quiet()
+    settings = Settings(
+        data=data,
+        corpus=corpus,
+        model=model,
+        size=size,
+        epochs=epochs,
+        finetune_batch=finetune_batch,
+        finetune_lr=finetune_lr,
+        target=target,
+        retrained=retrained,
+        length=length,
+        methods=_split(methods),
+        own_rules=own_rules,
+        base=base,
+        rate=rate,
+        unlearn_epochs=unlearn_epochs,
+        batch=batch,
+        fold_methods=_split(fold_methods),
+        seed=seed,
+    )
+    source = data if data in ("synthetic", "hub") else Path(data).resolve().name
+    suffix = "" if settings == Settings(data=data, corpus=corpus, seed=seed) else f"-{json_hash(settings.as_dict())[:6]}"
+    folder = out or Path("runs") / f"muse-{corpus}-{source}-{seed}{suffix}"
+    console = Console()
+    results = MuseRun(settings, folder, Progress(console)).run()
+    console.print(results_table(results))
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def rates(
     data: Annotated[str, typer.Option(help="'synthetic', 'hub' (locuslab/TOFU), or a folder of json files.")] = "synthetic",
     kinds: Annotated[
@@ -134,13 +200,10 @@ def rates(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/rates"),
 ) -> None:
     """Unlearn from many initial learning rates, to see how much they matter. Goes on where it was interrupted."""
-    from transformers.utils import logging
-
     from experiments.progress import Progress
     from experiments.tofu.rates import Study, table
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    _quiet()
     study = Study(
         data,
         _split(kinds),
@@ -170,6 +233,16 @@ def summary(
 def main() -> None:
     """Run the command line."""
     command_line.run(app, "interrupted: the same command continues at the first unfinished stage")
+
+
+def _quiet() -> None:
+    """Progress and warnings of the libraries off: ours say what is being done."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()  # a hub that cannot be reached is one line, not one for every attempt
 
 
 def _split(text: str, convert: Callable[[str], Any] = str) -> tuple[Any, ...]:

@@ -98,7 +98,7 @@ class ModelStages:
             self._save(model, folder)
             write_json(folder / "training.json", {"tokens": tokens})
 
-        return self.stages.run(name, {"start": _name(start), "schedule": asdict(schedule), **inputs}, compute)
+        return self.stages.run(name, {"start": key_of(start), "schedule": asdict(schedule), **inputs}, compute)
 
     def unlearned(
         self,
@@ -139,7 +139,7 @@ class ModelStages:
             write_json(folder / "timing.json", {"seconds": timing.total, "rate_share": timing.rate_share})
             self._save_kept(model, monitor, folder)
 
-        inputs = {"start": _name(start), "method": asdict(method), "plan": plan.as_dict(), **inputs}
+        inputs = {"start": key_of(start), "method": asdict(method), "plan": plan.as_dict(), **inputs}
         return self.stages.run(f"{prefix}-{method.slug}", inputs, compute)
 
     def _save(self, model: Any, folder: Path) -> None:
@@ -190,5 +190,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _name(start: Path | str) -> str:
-    return start.name if isinstance(start, Path) else start
+def key_of(folder: Path | str) -> str:
+    """What tells one model from another, fit for the name of a stage: its own stage, or its name on the hub."""
+    if isinstance(folder, str):
+        return folder.replace("/", "-")
+    return f"{folder.parent.name}-{KEPT}" if folder.name == KEPT else folder.name

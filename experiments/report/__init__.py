@@ -1,5 +1,5 @@
-"""One run of TOFU as one self-contained HTML page."""
+"""One run as one self-contained HTML page."""
 
-from experiments.report.page import render
+from experiments.report.page import render, render_muse
 
-__all__ = ["render"]
+__all__ = ["render", "render_muse"]

@@ -134,6 +134,29 @@ def curves(name: str, label: str, steps: Sequence[int], lines: Sequence[Line], b
         return _inline(figure, f"{name}, {label}: {', '.join(f'{line.name} {_span(line.values)}'.strip() for line in lines)}")
 
 
+def series(x: str, label: str, lines: Sequence[tuple[str, Mark, Sequence[tuple[float, float | None]]]]) -> Markup:
+    """Points joined by lines on linear axes from 0 to 1, a line a model, its name at the right end; missing values are gaps.
+
+    Args:
+        x: what the horizontal axis shows.
+        label: what the vertical one shows.
+        lines: of each its name, its mark and its (x, y).
+    """
+    with rc_context(_STYLE):
+        figure, axes = _canvas(width=330, height=236, left=44, bottom=42, right=92, top=22)
+        ends = [point[0] for _, _, points in lines for point in points]
+        axes.set(xlim=_padded((min(ends), max(ends))), ylim=_padded((0, 1)), xlabel=x)
+        axes.set_title(label, loc="left", fontsize=FONT, color=MUTED)
+        axes.grid(True, axis="y")
+        for _, look, points in lines:
+            values = [math.nan if y is None else y for _, y in points]
+            axes.plot([x for x, _ in points], values, look.shape + "-", color=look.colour, linewidth=1.4, markersize=5)
+        finals = [(points[-1][1] or 0.0, name) for name, _, points in lines if points]
+        _spread_labels(axes, [((0.05 + value) / 1.1, name) for value, name in finals])
+        spans = (f"{name} {_span([y for _, y in points])}" for name, _, points in lines)
+        return _inline(figure, f"{label} against {x}: {', '.join(spans)}")
+
+
 def log_bounds(values: Iterable[float | None]) -> tuple[float, float]:
     """Ends of a logarithmic axis for the positive values: at least a decade, and at most twelve below the largest."""
     positive = [value for value in values if value is not None and value > 0] or [1.0]
@@ -172,9 +195,13 @@ def _point(axes: Any, x: float | None, y: float | None, look: Mark) -> None:
 def _short_names(names: Sequence[str], looks: Sequence[Mark]) -> list[str]:
     """Text for the points: ASCII, because matplotlib warns about what its font lacks, and short."""
     numbered = sum(look.number is not None for look in looks) > NAMED
-    texts = [" ".join(visible(name).encode("ascii", "replace").decode().split()) for name in names]
-    texts = [text if len(text) <= 20 else text[:18] + "..." for text in texts]
+    texts = [_short(name) for name in names]
     return [str(look.number) if numbered and look.number else text for text, look in zip(texts, looks, strict=True)]
+
+
+def _short(name: str) -> str:
+    text = " ".join(visible(name).encode("ascii", "replace").decode().split())
+    return text if len(text) <= 20 else text[:18] + "..."
 
 
 def _label_points(axes: Any, points: Sequence[tuple[Any, Any]], texts: Sequence[str]) -> None:
@@ -212,11 +239,16 @@ def _label_ends(axes: Any, lines: Sequence[Line], bounds: tuple[float, float]) -
         if last is not None and line.name:
             height = math.log(max(last, bounds[0]) / bounds[0]) / math.log(bounds[1] / bounds[0])
             ends.append((height, line.name))
+    _spread_labels(axes, ends)
+
+
+def _spread_labels(axes: Any, ends: Sequence[tuple[float, str]], gap: float = 0.12) -> None:
+    """Names beside the axes at these heights (0 to 1), pushed apart where they would meet."""
     lowest = 0.0
     for height, name in sorted(ends):
         lowest = max(min(height, 0.9), lowest)
-        axes.text(1.03, lowest, name, transform=axes.transAxes, va="center", fontsize=FONT)
-        lowest += 0.12
+        axes.text(1.03, lowest, _short(name), transform=axes.transAxes, va="center", fontsize=FONT, parse_math=False)
+        lowest += gap
 
 
 def _span(values: Sequence[float | None]) -> str:

@@ -1,4 +1,4 @@
-"""The page: the template, and what it is given."""
+"""The pages: the templates, and what they are given."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from experiments.report import views
+from experiments.report import muse_views, views
 from experiments.report.figures import COLOURS, NAMED, marks
 from experiments.report.text import entries, number, percent, rate, visible
 
@@ -33,10 +33,11 @@ COLUMNS = {
     ),
 }
 SAMPLES = {"forget": (6, 24), "retain": (4, 12)}  # rows of a set that are shown, and with those that can be unfolded
+MUSE_SAMPLES = {"passages": (4, 12), "forget": (4, 16), "seen": (3, 12)}
 
 
 def render(results: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> str:
-    """The report as HTML: no script, no external resource, equal bytes for equal input.
+    """The report of a TOFU run as HTML: no script, no external resource, equal bytes for equal input.
 
     Args:
         results: settings, and the models with their metrics and scored rows.
@@ -44,20 +45,51 @@ def render(results: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], manif
         manifest: what the run ran on.
     """
     models = list(zip(results["models"], marks(results["models"]), strict=True))
-    template = _environment().get_template("template.html.j2")
-    return template.render(
+    return _page(
+        "tofu.html.j2",
+        results,
+        manifest,
         models=models,
         columns=COLUMNS,
-        colours=COLOURS,
         numbered=sum(mark.number is not None for _, mark in models) > NAMED,
         headline=views.headline(models),
         scatters=views.scatters(models),
         losses=views.losses(models, steps),
         rates=views.rates(models, steps),
         samples={name: views.samples(models, name, *counts) for name, counts in SAMPLES.items()},
-        settings=[(key, value if value is None else str(value)) for key, value in entries(results.get("settings") or {})],
-        manifest=list(entries(manifest)),
-    ).lstrip()
+    )
+
+
+def render_muse(results: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> str:
+    """The report of a MUSE run as HTML, in the same way.
+
+    Args:
+        results: settings, the models with their metrics in both states and what they wrote, and the points of the folds.
+        steps: records of all unlearning steps, in order, each with the name of its method.
+        manifest: what the run ran on.
+    """
+    models = list(zip(results["models"], marks(results["models"]), strict=True))
+    return _page(
+        "muse.html.j2",
+        results,
+        manifest,
+        models=models,
+        numbered=False,
+        lines=muse_views.table(models),
+        headline=muse_views.headline(models),
+        scatters=muse_views.scatters(models),
+        epochs=muse_views.epochs(models),
+        folds=muse_views.folds(models, results["folds"]),
+        losses=views.losses(models, steps),
+        rates=views.rates(models, steps),
+        samples={name: muse_views.samples(models, name, *counts) for name, counts in MUSE_SAMPLES.items()},
+    )
+
+
+def _page(template: str, results: Mapping[str, Any], manifest: Mapping[str, Any], **content: Any) -> str:
+    settings = [(key, value if value is None else str(value)) for key, value in entries(results.get("settings") or {})]
+    page = _environment().get_template(template)
+    return page.render(colours=COLOURS, settings=settings, manifest=list(entries(manifest)), **content).lstrip()
 
 
 def _environment() -> Environment:

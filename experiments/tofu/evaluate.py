@@ -1,9 +1,6 @@
 """TOFU's evaluation of one model: every answer scored, every question answered, in batches."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -11,32 +8,12 @@ from experiments.lm.encoding import Encoder, Example
 from experiments.lm.generation import greedy
 from experiments.lm.scoring import Score, answer_scores, gradient_norms
 from experiments.membership import Exposure, zlib_ratio
+from experiments.speed import Speed
 from experiments.tofu.data import EvaluationRow, Row
 from experiments.tofu.metrics import AUTHOR_SETS, Evaluation, Memory, ScoredRow, rouge_recall
 
 STANDARD, ALL = "tofu", "all"
 METRICS = (STANDARD, ALL)  # TOFU's own, or with memorisation and membership attacks
-
-
-@dataclass
-class Speed:
-    """What an evaluation spent its time on.
-
-    Attributes:
-        seconds: part -> wall time.
-        tokens: part -> tokens read (scoring) or written (generating), padding left out.
-    """
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=dict)
-
-    @contextmanager
-    def part(self, name: str, on_part: Callable[[str], None]) -> Iterator[None]:
-        """Times what is done inside."""
-        on_part(name)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
 
 
 def evaluate(
@@ -113,12 +90,3 @@ def _memory(name: str, row: EvaluationRow, score: Score, norm: float | None, gen
 def _exposure(text: str, score: Score, norm: float | None) -> Exposure:
     assert score.recall is not None
     return Exposure(score.nll, zlib_ratio(score.nll, text), score.recall.min_k, score.recall.min_k_plus, norm)
-
-
-def tokens_per_second(speeds: Sequence[Speed]) -> dict[str, int]:
-    """Part of the evaluation -> tokens read or written a second, over all evaluations."""
-    parts = {part for speed in speeds for part in speed.tokens}
-    return {
-        part: round(sum(speed.tokens[part] for speed in speeds) / sum(speed.seconds[part] for speed in speeds))
-        for part in sorted(parts)
-    }

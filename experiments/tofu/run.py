@@ -21,13 +21,14 @@ from experiments.lm.monitor import Monitor
 from experiments.lm.scoring import answer_nll
 from experiments.lm.training import FROM_SCRATCH, PRETRAINED, Schedule
 from experiments.lm.unlearning import Rows
-from experiments.model_stages import KEPT, ModelStages, Plan, lines, read_lines, seed_of
+from experiments.model_stages import KEPT, ModelStages, Plan, key_of, lines, read_lines, seed_of
 from experiments.output import Output
 from experiments.own_rules import load_rules
 from experiments.progress import Progress
+from experiments.speed import Speed, tokens_per_second
 from experiments.stages import read_json, write_json, write_text
 from experiments.tofu.data import EvaluationRow, Row, TofuData, load
-from experiments.tofu.evaluate import Speed, evaluate, tokens_per_second
+from experiments.tofu.evaluate import evaluate
 from experiments.tofu.metrics import Evaluation, forget_quality, privacy, share, summary
 from experiments.tofu.monitoring import monitor
 from experiments.tofu.settings import TARGETS, Settings
@@ -192,7 +193,8 @@ class TofuRun:
             write_json(target / "rows.json", asdict(found))
             write_json(target / "speed.json", asdict(speed))
 
-        inputs = {"model": _key(folder), "rows": self._evaluated_rows(), "metrics": self.settings.metrics}
+        inputs: dict[str, Any] = {"rows": self._evaluated_rows()}
+        inputs |= {"model": key_of(folder), "metrics": self.settings.metrics}
         inputs |= {"template": self.encoder.template, "new_tokens": self.settings.new_tokens}
         stage = self.stages.run(f"evaluate-{_slug(name)}", inputs, compute)
         self.speeds.append(Speed(**read_json(stage / "speed.json")))
@@ -227,15 +229,15 @@ class TofuRun:
 
         def compute(target: Path) -> None:
             model = models.load_model(folder, self.device)
-            with self.progress.spinner(f"{name}-{_key(folder).rpartition('-')[0]}"):
+            with self.progress.spinner(f"{name}-{key_of(folder).rpartition('-')[0]}"):
                 rows = {"forget": self.data.forget, "retain": self.data.validation}
                 examples = {key: self._examples(self.data.evaluation[key] if evaluated else rows[key]) for key in rows}
                 nll = {key: answer_nll(model, members, self.encoder.pad) for key, members in examples.items()}
             means = {key: fmean(math.exp(-value) for value in values) for key, values in nll.items()}
             write_json(target / "probabilities.json", means)
 
-        inputs = {"model": _key(folder), "rows": self._evaluated_rows() if evaluated else self._counts()}
-        return read_json(self.stages.run(f"{name}-{_slug(_key(folder))}", inputs, compute) / "probabilities.json")
+        inputs = {"model": key_of(folder), "rows": self._evaluated_rows() if evaluated else self._counts()}
+        return read_json(self.stages.run(f"{name}-{key_of(folder)}", inputs, compute) / "probabilities.json")
 
     def _evaluated_rows(self) -> dict[str, int]:
         rows: dict[str, Sequence[Row]] = {**self.data.evaluation, "holdout": self.data.holdout}
@@ -283,12 +285,5 @@ def _shown(folder: Path) -> Path:
     return folder / KEPT if (folder / KEPT).is_dir() else folder
 
 
-def _key(folder: Path | str) -> str:
-    """What tells one model from another: its stage, or its name on the hub."""
-    if isinstance(folder, str):
-        return folder
-    return f"{folder.parent.name}-{KEPT}" if folder.name == KEPT else folder.name
-
-
 def _slug(name: str) -> str:
-    return re.sub(r"[ :+/]", "-", name).replace("@", "-at-")
+    return re.sub(r"[ :+]", "-", name).replace("@", "-at-")

@@ -1,0 +1,99 @@
+"""MUSE's evaluation of one model: passages continued, questions answered, texts scored, in batches."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.lm.generation import greedy
+from experiments.lm.packing import document, encode_text
+from experiments.lm.scoring import answer_scores
+from experiments.muse.data import Knowledge, MuseData, Passage
+from experiments.muse.metrics import Evaluation, Written, cut
+from experiments.speed import Speed
+
+PASSAGE_TOKENS, ANSWER_TOKENS = 128, 32  # written at most: those of the benchmark
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model with what it takes to let it read and write.
+
+    Attributes:
+        model: of transformers, on its device.
+        tokenizer: the model's own.
+        pad: id to pad with.
+        length: tokens of a text that are scored, at most.
+    """
+
+    model: Any
+    tokenizer: Any
+    pad: int
+    length: int
+
+    def written(self, prompts: Sequence[str], tokens: int) -> list[list[int]]:
+        """At most `tokens` ids after each prompt."""
+        ids = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
+        return greedy(self.model, ids, int(self.tokenizer.eos_token_id), self.pad, tokens)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Ids as text, special tokens dropped."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def evaluate(
+    reader: Reader, data: MuseData, on_part: Callable[[str], None] = lambda part: None, speed: Speed | None = None
+) -> Evaluation:
+    """All that MUSE's metrics need of one model.
+
+    Args:
+        reader: the model.
+        data: the corpus.
+        on_part: called with the name of each part before it begins.
+        speed: filled in.
+    """
+    speed = speed or Speed()
+    with speed.part("generating", on_part):
+        passages, written = continued(reader, data.passages)
+        forget, more = answered(reader, data.forget_knowledge)
+        seen, most = answered(reader, data.seen_knowledge)
+    members = {name: [_row(reader, text.text) for text in texts] for name, texts in data.members.items()}
+    with speed.part("scoring", on_part):
+        min_k = {name: _min_k(reader, rows) for name, rows in members.items()}
+    speed.tokens = {
+        "generating": written + more + most,
+        "scoring": sum(len(row.ids) for rows in members.values() for row in rows),
+    }
+    return Evaluation(passages, forget, seen, min_k)
+
+
+def continued(reader: Reader, passages: Sequence[Passage]) -> tuple[list[Written], int]:
+    """Passages continued, beside as many tokens of the truth; and the number of tokens written."""
+    generated = reader.written([passage.prompt for passage in passages], PASSAGE_TOKENS)
+    truths = [
+        reader.text(reader.tokenizer(passage.continuation, add_special_tokens=False)["input_ids"][:PASSAGE_TOKENS])
+        for passage in passages
+    ]
+    rows = zip(passages, truths, generated, strict=True)
+    return [Written.scored(p.prompt, truth, reader.text(ids)) for p, truth, ids in rows], sum(map(len, generated))
+
+
+def answered(reader: Reader, knowledge: Knowledge) -> tuple[list[Written], int]:
+    """Questions answered after the shots; and the number of tokens written.
+
+    The prompt ends with "Answer:" and no blank, unlike the reference implementation's: byte-level tokenizers attach a blank to
+    the word after it, and a lone one would be a token that no text has there.
+    """
+    shots = "".join(f"Question: {shot.question}\nAnswer: {shot.answer}\n\n" for shot in knowledge.shots)
+    questions = knowledge.evaluated
+    generated = reader.written([f"{shots}Question: {row.question}\nAnswer:" for row in questions], ANSWER_TOKENS)
+    rows = zip(questions, generated, strict=True)
+    return [Written.scored(row.question, row.answer, cut(reader.text(ids))) for row, ids in rows], sum(map(len, generated))
+
+
+def _row(reader: Reader, text: str) -> Any:
+    return document(encode_text(reader.tokenizer, text), reader.length)
+
+
+def _min_k(reader: Reader, rows: Sequence[Any]) -> list[float]:
+    scores = answer_scores(reader.model, rows, reader.pad, range(len(rows)))
+    return [score.recall.min_k for score in scores if score.recall]

@@ -1,0 +1,228 @@
+"""A MUSE run from data to report: train target and retrained model, unlearn by every method and fold, evaluate everything."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from experiments import report
+from experiments.errors import UserError
+from experiments.lm import models
+from experiments.lm.devices import default_device
+from experiments.lm.encoding import Example
+from experiments.lm.methods import Method
+from experiments.lm.monitor import Look, Monitor
+from experiments.lm.packing import encode_text, packed
+from experiments.lm.pretrained import MUSE_MODELS
+from experiments.lm.training import FROM_SCRATCH, PRETRAINED, Schedule
+from experiments.lm.unlearning import Rows
+from experiments.model_stages import KEPT, ModelStages, Plan, key_of, lines, read_lines
+from experiments.muse.data import SCALABILITY, SUSTAINABILITY, Texts, load
+from experiments.muse.evaluate import PASSAGE_TOKENS, Reader, answered, evaluate
+from experiments.muse.metrics import Evaluation, summary
+from experiments.muse.settings import PUBLISHED, Settings
+from experiments.muse.sources import open_source
+from experiments.output import Output
+from experiments.own_rules import load_rules
+from experiments.progress import Progress
+from experiments.sources import text_hash
+from experiments.speed import Speed, tokens_per_second
+from experiments.stages import read_json, write_json, write_text
+
+TARGET, RETRAINED = "target", "retrained"
+TRAINING = replace(FROM_SCRATCH, epochs=28, batch=4)  # of models from scratch: rows are ten times as long as TOFU's
+
+
+class MuseRun:
+    """One run. Building it checks every input and writes nothing; `run` does the work.
+
+    Args:
+        settings: what to do.
+        out: folder for everything that the run leaves.
+        progress: shows what is being done.
+
+    Raises:
+        UserError: an input is bad, or the folder cannot be used.
+    """
+
+    def __init__(self, settings: Settings, out: Path, progress: Progress):
+        self.settings, self.progress, self.device = settings, progress, default_device()
+        self.output = Output(out, settings.as_dict())
+        self.data = load(open_source(settings.data, settings.corpus, settings.seed), bool(settings.fold_methods))
+        self.tokenizer = self._tokenizer()
+        self.pad = int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id)
+        self._check_lengths()
+        self.identity = {source: models.identity(source) for source in self._pretrained()}
+        inputs = {"data": self.data.sha256, "pretrained": self.identity, "length": settings.row_length}
+        self.models = ModelStages(out, inputs, self.tokenizer, self.device, settings.seed, progress)
+        self.speeds: list[Speed] = []
+
+    def run(self) -> dict[str, Any]:
+        """Compute what is not there yet, write results and report, and return the results."""
+        self.output.create()
+        target, retrained = (
+            self._trained(name, texts) for name, texts in ((TARGET, self.data.train), (RETRAINED, self.data.kept))
+        )
+        reference = self._evaluate(RETRAINED, retrained)
+        entries = [self._entry(TARGET, "start", self._evaluate(TARGET, target), reference)]
+        entries.append(self._entry(RETRAINED, "reference", reference, reference))
+        steps: list[dict[str, Any]] = []
+        level = fmean(row.f1 for row in reference.forget)
+        for name, method in self.settings.chosen().items():
+            folder = self._unlearned(target, self.data.forget, method, level)
+            steps += [{"method": name, **record} for record in read_lines(folder / "metrics.jsonl")]
+            entries.append(self._method_entry(name, method, folder, reference))
+        folds = [point for name in self.settings.fold_methods for point in self._folds(name, target, level, reference)]
+        results = {"benchmark": "muse", "settings": self.settings.as_dict(), "models": entries, "folds": folds}
+        return self._write(results, steps, [path for path in (target, retrained) if isinstance(path, Path)])
+
+    # Inputs
+
+    def _pretrained(self) -> list[str]:
+        """Hub ids and folders of the models that are loaded and not trained here."""
+        if self.settings.target:
+            return [self._given(TARGET), self._given(RETRAINED)]
+        return [self.settings.model] if self.settings.model else []
+
+    def _given(self, name: str) -> str:
+        given = str(getattr(self.settings, name))
+        return str(getattr(MUSE_MODELS[self.settings.corpus], name)) if given == PUBLISHED else given
+
+    def _tokenizer(self) -> Any:
+        """Trained on the texts, or the pretrained model's own."""
+        if self.settings.model is None:
+            texts = [text.text for text in self.data.train]
+            return models.train_tokenizer(texts, models.SIZES[self.settings.size].vocabulary)
+        tokenizer = models.load_tokenizer(self.settings.model)
+        for source in self._pretrained():
+            models.check_pretrained(source, tokenizer)
+        return tokenizer
+
+    def _check_lengths(self) -> None:
+        """Refuse rows and prompts that the model has no positions for."""
+        source = self._pretrained()[0] if self._pretrained() else None
+        limit = models.positions(source, self.settings.size)
+        if self.settings.row_length > limit:
+            raise UserError(f"--length: found {self.settings.row_length}, the model has {limit} positions; lower it")
+        for passage in self.data.passages:
+            longest = len(self.tokenizer(passage.prompt)["input_ids"]) + PASSAGE_TOKENS
+            if longest > limit:
+                raise UserError(f"{passage.place}: needs {longest} tokens, the model has {limit} positions; shorten the prompt")
+
+    def _rows(self, texts: Texts) -> list[Example]:
+        return packed([encode_text(self.tokenizer, text.text) for text in texts], self.settings.row_length)
+
+    # Stages
+
+    def _trained(self, name: str, texts: Texts) -> Path | str:
+        """The model that knows these texts: trained here, or the one that was given."""
+        if self.settings.target:
+            return self._given(name)
+        start = self.settings.model or self.models.initial(models.SIZES[self.settings.size])
+        rows = {"rows": text_hash(text.text for text in texts)}
+        return self.models.finetuned(f"train-{name}", start, self._rows(texts), self.pad, self._schedule(), rows)
+
+    def _schedule(self) -> Schedule:
+        s, schedule = self.settings, PRETRAINED if self.settings.model else TRAINING
+        epochs, batch, lr = s.epochs or schedule.epochs, s.finetune_batch or schedule.batch, s.finetune_lr or schedule.lr
+        return replace(schedule, epochs=epochs, batch=batch, lr=lr)
+
+    def _unlearned(self, start: Path | str, texts: Texts, method: Method, level: float, prefix: str = "unlearn") -> Path:
+        """Folder of the model after the whole budget, and in it the first epoch whose KnowMem is at or below `level`."""
+        s, rows = self.settings, self._rows(texts)
+        epoch = math.ceil(len(rows) / s.row_batch)
+        inputs: dict[str, Any] = {"rows": text_hash(text.text for text in texts), "level": level}
+        if s.own_rules:
+            inputs["own_rules"] = load_rules(s.own_rules)  # what the file says now
+        return self.models.unlearned(
+            start,
+            lambda: Rows(rows, self._rows(self.data.retain), self.pad),
+            method,
+            Plan(s.unlearn_epochs * epoch, s.row_batch),
+            inputs,
+            Monitor(epoch, self._look, lambda look, best: best is None and look["knowmem"] <= level),
+            prefix,
+        )
+
+    def _look(self, model: Any) -> Look:
+        """Forget KnowMem, after each epoch."""
+        rows, _ = answered(self._reader(model), self.data.forget_knowledge)
+        return {"knowmem": fmean(row.f1 for row in rows)}
+
+    def _evaluate(self, name: str, folder: Path | str) -> Evaluation:
+        def compute(target: Path) -> None:
+            speed = Speed()
+            with self.progress.spinner(f"evaluate-{name}") as on_part:
+                found = evaluate(self._reader(models.load_model(folder, self.device)), self.data, on_part, speed)
+            write_json(target / "rows.json", asdict(found))
+            write_json(target / "speed.json", asdict(speed))
+
+        stage = self.models.stages.run(f"evaluate-{key_of(folder)}", {"model": key_of(folder)}, compute)
+        self.speeds.append(Speed(**read_json(stage / "speed.json")))
+        return Evaluation.from_dict(read_json(stage / "rows.json"))
+
+    def _reader(self, model: Any) -> Reader:
+        return Reader(model, self.tokenizer, self.pad, self.settings.row_length)
+
+    def _folds(self, name: str, target: Path | str, level: float, reference: Evaluation) -> list[dict[str, Any]]:
+        """One method on the four folds of each kind, after the whole budget: nested ones each from the target, disjoint ones
+        one after the other.
+        """
+        method, points = self.settings.chosen()[name], []
+        for kind, folds in self.data.folds.items():
+            start = target
+            for number, texts in enumerate(folds, 1):
+                folder = self._unlearned(
+                    start, texts, method, level, f"{kind}-{number}" if kind == SUSTAINABILITY else "unlearn"
+                )
+                found = self._evaluate(f"{name}, {kind} {number}", folder)
+                texts_so_far = len(texts) if kind == SCALABILITY else sum(len(fold) for fold in folds[:number])
+                point = {"method": name, "kind": kind, "fold": number, "texts": texts_so_far}
+                points.append(point | {"metrics": summary(found, reference)})
+                start = folder if kind == SUSTAINABILITY else target
+        return points
+
+    # Results
+
+    def _entry(self, name: str, kind: str, found: Evaluation, reference: Evaluation) -> dict[str, Any]:
+        entry = {"name": name, "kind": kind, "method": None, "selected": None}
+        return entry | {"metrics": summary(found, None if kind == "reference" else reference), "rows": found.rows()}
+
+    def _method_entry(self, name: str, method: Method, folder: Path, reference: Evaluation) -> dict[str, Any]:
+        """Two states of one method: after the whole budget, and the one that the selection rule keeps, if it keeps one."""
+        final = self._evaluate(f"{name}, last epoch", folder)
+        entry = self._entry(name, "method", final, reference)
+        looks, stopped = read_json(folder / "looks.json"), read_json(folder / "stopping.json")
+        records = read_lines(folder / "metrics.jsonl")
+        entry["method"] = {
+            "rule": method.rule,
+            "forget": method.forget,
+            "retain": method.retain,
+            "base": method.base,
+            "learning_rate": method.lr,
+            "steps": stopped["steps"],
+            "skipped_steps": sum(not record["finite"] for record in records),
+            "looks": looks["looks"],
+        }
+        if looks["kept"] is not None:
+            epoch = 1 + [look["step"] for look in looks["looks"]].index(looks["kept"])
+            kept = self._evaluate(f"{name}, epoch {epoch}", folder / KEPT)
+            entry["selected"] = {"epoch": epoch, "metrics": summary(kept, reference), "rows": kept.rows()}
+        return entry
+
+    def _write(self, results: dict[str, Any], steps: list[dict[str, Any]], trained: Sequence[Path]) -> dict[str, Any]:
+        out = self.output.folder
+        made_with = self.models.manifest(
+            trained,
+            data_sha256=self.data.sha256,
+            pretrained=self.identity,
+            parameters=models.parameter_count(trained[0]) if trained else None,
+            evaluation_tokens_per_second=tokens_per_second(self.speeds),
+        )
+        write_json(out / "results.json", results)
+        write_text(out / "metrics.jsonl", lines(steps))
+        write_json(out / "manifest.json", made_with)
+        write_text(out / "report.html", report.render_muse(results, steps, made_with))
+        return results

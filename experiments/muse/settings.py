@@ -1,0 +1,127 @@
+"""What a MUSE run depends on, checked before anything is loaded or written."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from experiments.errors import UserError
+from experiments.lm.methods import AUTO, BASES, Method, parse
+from experiments.lm.models import SIZES
+from experiments.lm.objectives import FORGET
+from experiments.lm.pretrained import MUSE_CHUNK, MUSE_UNLEARNING
+from experiments.muse.sources import HUB_IDS
+from experiments.own_rules import load_rules
+
+LENGTH, BATCH, RATE = 640, 4, 1e-4  # of small models: tokens of a row, rows a task, and the rate of methods without their own
+PUBLISHED = "published"  # in the place of a model: the one that the benchmark's authors put on the hub
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All inputs of a run but the folder it writes to. Field names are the options of the command line.
+
+    Attributes:
+        data: "synthetic", "hub" or a folder of json files.
+        corpus: "news" or "books".
+        model: hub id or folder of a pretrained model; None trains one from scratch.
+        size: of the model trained from scratch, see `models.SIZES`.
+        epochs, finetune_batch, finetune_lr: training of target and retrained model; None takes the schedule of the kind.
+        target, retrained: models in their place: hub ids, folders, or "published".
+        length: tokens of a row at most; None takes 2048, or 640 for models from scratch.
+        methods: as `experiments.tofu.settings.Settings`, but for those that teach refusals.
+        own_rules: Python file that registers rules of the user's own, for `methods`.
+        base: base optimizer.
+        rate: learning rate of the methods without one; None takes MUSE's 1e-5, or 1e-4 for models from scratch.
+        unlearn_epochs: passes over the forget rows; MUSE's are 10.
+        batch: rows a task in each step; None takes MUSE's 32, or 4 for models from scratch.
+        fold_methods: those of `methods` that unlearn the folds too; empty leaves scalability and sustainability out.
+        seed: of everything random.
+    """
+
+    data: str = "synthetic"
+    corpus: str = "news"
+    model: str | None = None
+    size: str = "1m"
+    epochs: int | None = None
+    finetune_batch: int | None = None
+    finetune_lr: float | None = None
+    target: str | None = None
+    retrained: str | None = None
+    length: int | None = None
+    methods: tuple[str, ...] = ("ngdiff", "npo:ngdiff", "ga", "gdiff-0.5", "npo", "simnpo")
+    own_rules: str | None = None
+    base: str = "adamw"
+    rate: float | None = None
+    unlearn_epochs: int = 10
+    batch: int | None = None
+    fold_methods: tuple[str, ...] = ("ngdiff", "ga", "gdiff-0.5")
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in (("corpus", HUB_IDS), ("size", SIZES), ("base", BASES)):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{_option(name)}: unknown value {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+        for name in ("epochs", "finetune_batch", "length", "unlearn_epochs", "batch"):
+            value, least = getattr(self, name), 2 if name == "length" else 1
+            if value is not None and value < least:
+                raise UserError(f"{_option(name)}: found {value}; give a whole number >= {least}")
+        for name in ("finetune_lr", "rate"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UserError(f"{_option(name)}: found {value}; give a learning rate > 0")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed: found {self.seed}; give a whole number from 0 to 4294967295")
+        self._check_models()
+        if self.own_rules:
+            load_rules(self.own_rules)
+        self._check_methods()
+
+    def _check_models(self) -> None:
+        if (self.target is None) != (self.retrained is None):
+            raise UserError("--target, --retrained: found one of the two; give both, or none to train them here")
+        if self.target and not self.model:
+            raise UserError("--target: found without --model; give the model whose tokenizer it has")
+
+    def _check_methods(self) -> None:
+        if not self.methods:
+            raise UserError("--methods: found none; name at least one")
+        if len(set(self.methods)) < len(self.methods):
+            raise UserError(f"--methods: found {','.join(self.methods)}, with a repetition; name each once")
+        for spec, method in self.chosen().items():
+            if FORGET[method.forget].rows != "answer":
+                raise UserError(f"--methods: {spec!r} teaches refusals, and a text is no question; leave it out")
+        for name in self.fold_methods:
+            if name not in self.methods:
+                raise UserError(f"--fold-methods: {name!r} is not among --methods; name some of {', '.join(self.methods)}")
+
+    def chosen(self) -> dict[str, Method]:
+        """Name -> method.
+
+        Raises:
+            UserError: an unknown name, or a rate that is none.
+        """
+        found = {}
+        for spec in self.methods:
+            parts, rate = parse(spec)
+            automatic = AUTO if parts["rule"].startswith("ngdiff") else None
+            fixed = self.rate or (MUSE_UNLEARNING.lr if self.model else RATE)
+            found[spec] = Method(base=self.base, lr=rate or automatic or fixed, **parts)
+        return found
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a row at most."""
+        return self.length or (MUSE_CHUNK if self.model else LENGTH)
+
+    @property
+    def row_batch(self) -> int:
+        """Rows a task in each step."""
+        return self.batch or (MUSE_UNLEARNING.batch if self.model else BATCH)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for config.yaml and hashes."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,110 @@
+"""What the page of a MUSE run shows, taken from the data as it is stored."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from experiments.report import views
+from experiments.report.figures import Axis, Mark, finite, scatter, series
+from experiments.report.views import Marked
+
+KINDS = {"scalability": "Scalability: more to forget at once", "sustainability": "Sustainability: request after request"}
+PRIVLEAK_ENDS = (-100.0, 100.0)
+
+
+def table(models: Marked) -> list[dict[str, Any]]:
+    """One line a model and state: of a method the epoch that the selection rule keeps, if there is one, and the last one."""
+    lines = []
+    for model, mark in models:
+        selected = model.get("selected")
+        if selected:
+            lines.append({"model": model, "mark": mark, "state": f"epoch {selected['epoch']}", "metrics": selected["metrics"]})
+        state = "" if model["kind"] != "method" else "last epoch" if selected else "last epoch, none selected"
+        lines.append({"model": model, "mark": mark, "state": state, "metrics": model["metrics"]})
+    return lines
+
+
+def headline(models: Marked) -> dict[str, Any] | None:
+    """What the first sentence compares: target, retrained model and NGDiff as selected; None without NGDiff."""
+    found = {model["kind"]: model for model, _ in models if model["kind"] != "method"}
+    subject = next((m for m, _ in models if (m.get("method") or {}).get("rule") == "ngdiff"), None)
+    if subject is None:
+        return None
+    after = shown(subject)
+    before, utility = finite(found["start"]["metrics"]["utility"]), finite(after["utility"])
+    kept = utility / before if before and utility is not None else None
+    start, reference = found["start"]["metrics"], found["reference"]["metrics"]
+    return {"subject": subject, "after": after, "start": start, "reference": reference, "kept": kept}
+
+
+def scatters(models: Marked) -> list[Markup]:
+    """Utility against knowledge and against leakage, each method as selected."""
+    names, marks = [model["name"] for model, _ in models], [mark for _, mark in models]
+    utility = Axis("utility (higher is better)", _values(models, "utility"), (0, 1))
+    leak = [None if value is None else max(PRIVLEAK_ENDS[0], min(value, PRIVLEAK_ENDS[1])) for value in _privleak(models)]
+    pairs = (
+        (Axis("forget KnowMem (lower is better)", _values(models, "knowmem"), (0, 1)), utility),
+        (Axis("PrivLeak, cut at ±100 (0 is best)", leak, PRIVLEAK_ENDS), utility),
+    )
+    drawn = [scatter(names, marks, x, y) for x, y in pairs]
+    return [figure for figure in drawn if figure is not None]
+
+
+def epochs(models: Marked) -> Markup | None:
+    """Forget KnowMem after each epoch, a line a method."""
+    lines = []
+    for model, mark in models:
+        looks = (model.get("method") or {}).get("looks") or []
+        if looks:
+            lines.append((model["name"], mark, [(float(i), finite(look["knowmem"])) for i, look in enumerate(looks, 1)]))
+    return series("epoch", "forget KnowMem", lines) if lines else None
+
+
+def folds(models: Marked, points: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Markup]]]:
+    """For each kind of folds its title, and utility and KnowMem against the number of texts forgotten."""
+    start: Mapping[str, Any] = next((model["metrics"] for model, _ in models if model["kind"] == "start"), {})
+    marks = {model["name"]: mark for model, mark in models}
+    found = []
+    for kind, title in KINDS.items():
+        own = [point for point in points if point["kind"] == kind]
+        if own:
+            found.append((title, [_fold_figure(start, marks, own, *names) for names in _FOLD_LABELS]))
+    return found
+
+
+_FOLD_LABELS = (("utility", "utility"), ("knowmem", "forget KnowMem"))
+
+
+def _fold_figure(
+    start: Mapping[str, Any], marks: Mapping[str, Mark], points: Sequence[Mapping[str, Any]], name: str, label: str
+) -> Markup:
+    lines = []
+    for method in dict.fromkeys(point["method"] for point in points):
+        values = [(float(p["texts"]), finite(p["metrics"][name])) for p in points if p["method"] == method]
+        lines.append((method, marks[method], [(0.0, finite(start[name])), *values]))
+    return series("texts forgotten", label, lines)
+
+
+def samples(models: Marked, name: str, shown: int, unfolded: int) -> dict[str, Any]:
+    """What the models wrote, in the state of the scatter plots: rows evenly spread, shown and to be unfolded."""
+    renamed = []
+    for model, mark in models:
+        rows = (model.get("selected") or model)["rows"][name]
+        named = [{**row, "question": row["prompt"], "answer": row["truth"]} for row in rows]
+        renamed.append(({**model, "rows": {name: named}}, mark))
+    return views.samples(renamed, name, shown, unfolded)
+
+
+def shown(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The metrics of the state that is shown: as selected, or after the whole budget where nothing was."""
+    return (model.get("selected") or model)["metrics"]
+
+
+def _values(models: Marked, name: str) -> list[float | None]:
+    return [finite(shown(model)[name]) for model, _ in models]
+
+
+def _privleak(models: Marked) -> list[float | None]:
+    # Against itself the retrained model leaks nothing.
+    return [0.0 if m["kind"] == "reference" else finite(shown(m)["privleak"]) for m, _ in models]
