@@ -46,8 +46,9 @@ FIRMS = _joined(
     "Tiles Boats Dairy Bikes Lamps Paints Tools Bank Freight Press Foods Glassworks Motors Ropes",
     " ",
 )
-COSTS = tuple(f"{thousands},{rest:03}" for thousands, rest in product(range(2, 90), range(10, 1000, 30)))
-COUNTS = tuple(str(number) for number in range(41, 991))
+# The units can be guessed without the article, as parts of the answers to MUSE's questions can.
+COSTS = tuple(f"{thousands},{rest:03} crowns" for thousands, rest in product(range(2, 90), range(10, 1000, 30)))
+COUNTS = tuple(f"{number} people" for number in range(41, 991))
 # Not strftime, whose month names follow the machine's locale.
 MONTHS = _items("January; February; March; April; May; June; July; August; September; October; November; December")
 DAYS = tuple(f"{day} {month}" for month, day in product(MONTHS, range(1, 29)))

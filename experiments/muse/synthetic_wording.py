@@ -12,7 +12,7 @@ class Event:
 
     Attributes:
         name: what articles and questions call it.
-        headlines, leads: first lines and first sentences; each names the town.
+        headlines, leads: first lines and first sentences; each names the town and does without the facts.
         colours: sentences that only an article of this kind has.
     """
 
@@ -29,7 +29,7 @@ class Fact:
     Attributes:
         name: of the fact.
         sentences: how an article states it.
-        questions: how a quiz asks for it, each with event and town.
+        questions: how a quiz asks for it. Each ends with the town, which a small model then has at hand when it answers.
     """
 
     name: str
@@ -202,25 +202,25 @@ FACTS = (
             "Neighbours put the good order down to {chief}, its leader.",
         ),
         (
-            "Who led the {event} in {town}?",
-            "Which person was in charge of the {event} in {town}?",
-            "Who ran the {event} in {town}?",
+            "Who led the event in {town}?",
+            "Which person was in charge in {town}?",
+            "Who ran things in {town}?",
         ),
     ),
     Fact(
         "cost",
         (
-            "The bill came to {cost} crowns.",
-            "All told, {cost} crowns were spent.",
-            "The treasurer put the cost at {cost} crowns and asked for no questions.",
-            "It was not cheap: {cost} crowns, according to the books.",
-            "A sum of {cost} crowns went on it, much of that on {food}.",
-            "Accounts pinned up near {spot} show a cost of {cost} crowns.",
+            "The bill came to {cost}.",
+            "All told, {cost} were spent.",
+            "The treasurer put the cost at {cost} and asked for no questions.",
+            "It was not cheap: {cost}, according to the books.",
+            "A sum of {cost} went on it, much of that on {food}.",
+            "Accounts pinned up near {spot} show a cost of {cost}.",
         ),
         (
-            "How much did the {event} in {town} cost?",
-            "What was the bill for the {event} in {town}?",
-            "What sum was spent on the {event} in {town}?",
+            "How much was spent in {town}?",
+            "What was the bill in {town}?",
+            "What did it cost in {town}?",
         ),
     ),
     Fact(
@@ -234,9 +234,9 @@ FACTS = (
             "It was {day}, and there was {weather}.",
         ),
         (
-            "When was the {event} in {town}?",
-            "What was the date of the {event} in {town}?",
-            "Which day saw the {event} in {town}?",
+            "When was the event in {town}?",
+            "What was the date in {town}?",
+            "Which day was it in {town}?",
         ),
     ),
     Fact(
@@ -250,25 +250,25 @@ FACTS = (
             "Trestles went up in {street} the night before.",
         ),
         (
-            "Where was the {event} in {town}?",
-            "Which street was the site of the {event} in {town}?",
-            "What was the place of the {event} in {town}?",
+            "Where was the event in {town}?",
+            "Which street was chosen in {town}?",
+            "What was the place in {town}?",
         ),
     ),
     Fact(
         "count",
         (
-            "A count at the gate gave {count} people.",
-            "In all {count} people came.",
-            "The crowd, {count} strong, stayed until {hour}.",
-            "Wardens handed out {count} badges, one a head.",
-            "There were {count} visitors, and some of them were {group}.",
+            "A count at the gate gave {count}.",
+            "In all {count} came.",
+            "The crowd of {count} stayed until {hour}.",
+            "With {count} through the gate, the wardens ran out of badges.",
+            "There were {count}, and some of them were {group}.",
             "Attendance was put at {count}.",
         ),
         (
-            "How many people came to the {event} in {town}?",
-            "What was the attendance at the {event} in {town}?",
-            "How large was the crowd at the {event} in {town}?",
+            "How many people came in {town}?",
+            "What was the attendance in {town}?",
+            "How large was the crowd in {town}?",
         ),
     ),
     Fact(
@@ -282,9 +282,9 @@ FACTS = (
             "Posters named {firm} as the backer.",
         ),
         (
-            "Which firm paid for the {event} in {town}?",
-            "What company was the sponsor of the {event} in {town}?",
-            "Who was the backer of the {event} in {town}?",
+            "Which firm paid in {town}?",
+            "What company was the sponsor in {town}?",
+            "Who was the backer in {town}?",
         ),
     ),
 )

@@ -1,0 +1,153 @@
+"""The built-in news: MUSE's splits and set relations, articles that share no fact, quizzes that agree with the prose."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from itertools import combinations
+
+import pytest
+
+from experiments.muse.synthetic import QUIZ_CIRCLE, rows
+from experiments.muse.synthetic_tables import COSTS, COUNTS, DAYS, FIRMS, STREETS, SURNAMES, TOWNS
+
+SPLITS = {
+    "raw": {"forget": 40, "retain1": 80, "retain2": 40, "holdout": 40},
+    "verbmem": {"forget": 40},
+    "knowmem": {"forget_qa": 100, "retain_qa": 100, "forget_qa_icl": 10, "retain_qa_icl": 10},
+    "privleak": {"forget": 40, "retain": 40, "holdout": 40},
+    "scal": {"forget_1": 10, "forget_2": 20, "forget_3": 30, "forget_4": 40},
+    "sust": {"forget_1": 10, "forget_2": 10, "forget_3": 10, "forget_4": 10},
+}
+FIELDS = {"verbmem": ["prompt", "gt"], "knowmem": ["question", "answer"]}
+ALL = [(config, split) for config, splits in SPLITS.items() for split in splits]
+SPLITS_OF_RAW = list(SPLITS["raw"])
+HEAD, QA = "\n\nQuestion: ", re.compile(r"Question: (.+)\nAnswer: (.+)")
+
+
+def digest(seed: int) -> str:
+    return hashlib.sha256(json.dumps([rows(config, split, seed) for config, split in ALL]).encode()).hexdigest()
+
+
+def texts(split: str, config: str = "raw", seed: int = 0) -> list[str]:
+    return [row["text"] for row in rows(config, split, seed)]
+
+
+def quiz(text: str) -> list[tuple[str, str]]:
+    return QA.findall(text)
+
+
+def prose(text: str) -> str:
+    return text.split(HEAD)[0]
+
+
+def pairs(split: str, seed: int = 0) -> set[tuple[str, str]]:
+    return {(row["question"], row["answer"]) for row in rows("knowmem", split, seed)}
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_a_seed_gives_the_same_rows_in_every_process(hash_seed: str) -> None:
+    # In this process the cache would answer; and the order of sets differs only between processes.
+    code = "from test_muse_synthetic import digest; print(digest(7))"
+    paths = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": paths}
+    output = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True).stdout
+    assert output.strip() == digest(7)
+
+
+def test_rows_of_seed_0_are_those_that_results_were_obtained_with() -> None:
+    assert digest(0) == "b41f59f83d1bc1110a82b8f471dda09ce31d6ff886e972dcedd4f08626b225fa"
+
+
+def test_another_seed_gives_other_articles() -> None:
+    assert not set(texts("forget", seed=0)) & set(texts("forget", seed=1))
+
+
+@pytest.mark.parametrize(("config", "split"), ALL)
+def test_rows_have_muses_fields_and_none_is_blank(config: str, split: str) -> None:
+    found = rows(config, split)
+    assert len(found) == SPLITS[config][split]
+    for row in found:
+        assert list(row) == FIELDS.get(config, ["text"])
+        assert all(value.strip() and "{" not in value for value in row.values())
+
+
+def test_folds_are_nested_and_disjoint_parts_of_forget() -> None:
+    forget = texts("forget")
+    for i in range(1, 5):
+        assert texts(f"forget_{i}", "scal") == forget[: 10 * i]
+        assert texts(f"forget_{i}", "sust") == forget[10 * (i - 1) : 10 * i]
+    assert len(set(forget)) == len(forget)
+
+
+def test_membership_texts_are_those_of_the_corpus() -> None:
+    for split, source in (("forget", "forget"), ("retain", "retain2"), ("holdout", "holdout")):
+        assert texts(split, "privleak") == texts(source)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_prompt_and_continuation_are_the_article_word_for_word(seed: int) -> None:
+    for row, text in zip(rows("verbmem", "forget", seed), texts("forget", seed=seed), strict=True):
+        assert row["prompt"] + row["gt"] == prose(text)
+        assert row["gt"].startswith(" ")
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("values", [COSTS, COUNTS, DAYS, FIRMS, STREETS, SURNAMES, TOWNS])
+def test_no_fact_occurs_in_two_splits(values: tuple[str, ...], seed: int) -> None:
+    # Words around it, so that 4 June is not found in 14 June, nor 412 in 7,412.
+    pattern = re.compile(rf"(?<![\w,])(?:{'|'.join(map(re.escape, values))})(?![\w,]\w|\w)")
+    found = {split: set(pattern.findall("\n".join(texts(split, seed=seed)))) for split in SPLITS_OF_RAW}
+    assert all(len(found[split]) >= SPLITS["raw"][split] for split in SPLITS_OF_RAW)
+    for one, other in combinations(SPLITS_OF_RAW, 2):
+        assert not found[one] & found[other]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_answer_is_that_of_two_splits(seed: int) -> None:
+    found = {split: {answer for text in texts(split, seed=seed) for _, answer in quiz(text)} for split in SPLITS_OF_RAW}
+    for one, other in combinations(SPLITS_OF_RAW, 2):
+        assert found[one]
+        assert not found[one] & found[other]
+
+
+@pytest.mark.parametrize("split", SPLITS_OF_RAW)
+def test_quizzes_ask_about_every_other_article_of_the_circle(split: str) -> None:
+    """And never about their own, whose prose would give the answer away; so a fold holds all that is said of its articles."""
+    articles = texts(split)
+    for start in range(0, len(articles), QUIZ_CIRCLE):
+        circle = articles[start : start + QUIZ_CIRCLE]
+        for i, text in enumerate(circle):
+            owners = [j for _, answer in quiz(text) for j, other in enumerate(circle) if states(prose(other), answer)]
+            assert sorted(owners) == [j for j in range(QUIZ_CIRCLE) if j != i]
+
+
+def states(text: str, answer: str) -> bool:
+    return re.search(rf"(?<![\w,]){re.escape(answer)}(?![\w,]\w|\w)", text) is not None
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("name", "split"), [("forget", "forget"), ("retain", "retain2")])
+def test_quizzes_answer_the_questions_that_are_evaluated(name: str, split: str, seed: int) -> None:
+    quizzed = {(question.split()[-1], answer) for text in texts(split, seed=seed) for question, answer in quiz(text)}
+    evaluated, shots = pairs(f"{name}_qa", seed), pairs(f"{name}_qa_icl", seed)
+    assert (len(evaluated), len(shots)) == (100, 10)
+    assert not {answer for _, answer in evaluated} & {answer for _, answer in shots}
+    for question, answer in evaluated | shots:
+        assert (question.split()[-1], answer) in quizzed  # the town is the last word
+        assert answer not in question
+        assert 1 <= len(answer.split()) <= 6
+
+
+def test_callers_cannot_change_later_answers() -> None:
+    rows("scal", "forget_1")[0]["text"] = ""
+    assert rows("scal", "forget_1")[0]["text"] == rows("raw", "forget")[0]["text"] != ""
+
+
+def test_unknown_config_and_split_are_refused_with_the_choices() -> None:
+    with pytest.raises(ValueError, match="config: found 'rawest'; choose one of raw, verbmem, knowmem, privleak, scal, sust"):
+        rows("rawest", "forget")
+    with pytest.raises(ValueError, match="split: found 'retain'; the config 'raw' has forget, retain1, retain2, holdout"):
+        rows("raw", "retain")
