@@ -124,13 +124,13 @@ def muse(
     ] = None,
     size: Annotated[str, typer.Option(help="Size of the model trained from scratch: 1m, 3m, 12m or 100m.")] = "1m",
     epochs: Annotated[int | None, typer.Option(help="Epochs of training. Default: 28 from scratch, 5 pretrained.")] = None,
-    finetune_batch: Annotated[int | None, typer.Option(help="Rows a step. Default: 4 from scratch, 32 pretrained.")] = None,
+    finetune_batch: Annotated[int | None, typer.Option(help="Rows a step. Default: 8 from scratch, 32 pretrained.")] = None,
     finetune_lr: Annotated[float | None, typer.Option(help="Peak rate. Default: 2e-3 from scratch, 1e-5 pretrained.")] = None,
     target: Annotated[
         str | None, typer.Option(help="A model that knows all texts, or 'published' (MUSE's own), in the place of training.")
     ] = None,
     retrained: Annotated[str | None, typer.Option(help="With --target: a model that never saw the forget texts.")] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens a row. Default: 640 from scratch, 2048 pretrained.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens a row. Default: 384 from scratch, 2048 pretrained.")] = None,
     methods: Annotated[
         str, typer.Option(help="Separated by commas, as for tofu: [FORGET[+RETAIN]:]RULE or a published method, and @rate.")
     ] = "ngdiff,npo:ngdiff,ga,gdiff-0.5,npo,simnpo",
@@ -142,7 +142,7 @@ def muse(
         float | None, typer.Option(help="Rate of methods without their own. Default: 1e-4 from scratch, 1e-5 pretrained.")
     ] = None,
     unlearn_epochs: Annotated[int, typer.Option(help="Passes over the forget texts.")] = 10,
-    batch: Annotated[int | None, typer.Option(help="Rows a task in each step. Default: 4 from scratch, 32 pretrained.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Rows a task in each step. Default: 8 from scratch, 32 pretrained.")] = None,
     fold_methods: Annotated[
         str, typer.Option(help="Methods that unlearn the folds too; '' leaves scalability and sustainability out.")
     ] = "ngdiff,ga,gdiff-0.5",

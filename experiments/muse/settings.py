@@ -12,7 +12,7 @@ from experiments.lm.pretrained import MUSE_CHUNK, MUSE_UNLEARNING
 from experiments.muse.sources import HUB_IDS
 from experiments.own_rules import load_rules
 
-LENGTH, BATCH, RATE = 640, 4, 1e-4  # of small models: tokens of a row, rows a task, and the rate of methods without their own
+LENGTH, BATCH, RATE = 384, 8, 1e-4  # of small models: tokens of a row, rows a task, and the rate of methods without their own
 PUBLISHED = "published"  # in the place of a model: the one that the benchmark's authors put on the hub
 
 
@@ -27,13 +27,13 @@ class Settings:
         size: of the model trained from scratch, see `models.SIZES`.
         epochs, finetune_batch, finetune_lr: training of target and retrained model; None takes the schedule of the kind.
         target, retrained: models in their place: hub ids, folders, or "published".
-        length: tokens of a row at most; None takes 2048, or 640 for models from scratch.
+        length: tokens of a row at most; None takes 2048, or 384 for models from scratch.
         methods: as `experiments.tofu.settings.Settings`, but for those that teach refusals.
         own_rules: Python file that registers rules of the user's own, for `methods`.
         base: base optimizer.
         rate: learning rate of the methods without one; None takes MUSE's 1e-5, or 1e-4 for models from scratch.
         unlearn_epochs: passes over the forget rows; MUSE's are 10.
-        batch: rows a task in each step; None takes MUSE's 32, or 4 for models from scratch.
+        batch: rows a task in each step; None takes MUSE's 32, or 8 for models from scratch.
         fold_methods: those of `methods` that unlearn the folds too; empty leaves scalability and sustainability out.
         seed: of everything random.
     """

@@ -161,6 +161,22 @@ def test_generation_is_that_of_transformers_one_row_at_a_time(
     assert min(lengths) < 40 == max(lengths)  # both kinds occurred
 
 
+@pytest.mark.parametrize("shots", [0, 1, 3])
+def test_a_shared_beginning_is_read_once_and_changes_nothing(model: Any, encoder: Encoder, shots: int) -> None:
+    """Few-shot prompts, of which one is the beginning of the others."""
+    beginning = [i for row in ROWS[:shots] for i in encoder.example(row["question"], row["answer"]).ids]
+    prompts = [[*beginning, *encoder.prompt_ids(row["question"])] for row in ROWS]
+    prompts.append([*beginning, encoder.prompt_ids(ROWS[0]["question"])[0]])
+    read = []
+    hook = model.register_forward_pre_hook(lambda _, __, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True)
+    found = generation.greedy(model, prompts, encoder.eos, encoder.pad, 8)
+    hook.remove()
+    assert found == [generation.greedy(model, [prompt], encoder.eos, encoder.pad, 8)[0] for prompt in prompts]
+    if shots == 3:
+        assert read[0] == len(beginning)
+        assert read[1] < len(prompts) * max(map(len, prompts)) - len(prompts) * len(beginning) + 1
+
+
 # Training
 
 
