@@ -1,9 +1,11 @@
 """Invented local news in MUSE's format, made from a seed, for demonstrations and tests without the real data.
 
 An article is a dictionary of facts, dealt out so that no two articles of the corpus share a town, a person, a street, a firm,
-a date or a number. It tells them in prose of random patterns and order. At its end stands a quiz about other articles of the
-same ten, since a model of a million parameters answers only what it has read in the form of the question: a quiz about the
-article itself would teach it to copy from the prose above, and not to know.
+a date or a number. It tells them in prose of random patterns and order. At its end stands a quiz, since a model of a million
+parameters answers only what it has read in the form of the question. Three choices make it know the answer by the question,
+and not by the text around it. A quiz asks about the other articles of the same ten, for a model copies from the prose above
+where it can. One fact of each article is asked, in nine quizzes, for a few readings are learnt by their surroundings. Questions
+name the town and not the kind of event, which occurs once in ten articles and would stand for the town there.
 """
 
 from collections.abc import Sequence

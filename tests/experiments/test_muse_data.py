@@ -138,12 +138,14 @@ def test_hub_without_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal("hub").endswith("; run pip install datasets")
 
 
-def test_folds_of_the_hub_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folds_and_shots_of_the_hub_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(name: str, config: str, split: str) -> list[dict[str, str]]:
-        return synthetic.rows(config, "forget_1" if config in ("scal", "sust") else split)
+        return synthetic.rows(config, "forget_1" if config in ("scal", "sust") else split.removesuffix("_icl"))
 
     stand_in(monkeypatch, load_dataset)
-    assert [len(fold) for fold in read("hub").folds["scalability"]] == [10] * 4
+    data = read("hub")
+    assert [len(fold) for fold in data.folds["scalability"]] == [10] * 4
+    assert data.seen_knowledge.shots == data.seen_knowledge.evaluated
 
 
 def test_unknown_corpus_and_synthetic_books() -> None:

@@ -71,7 +71,7 @@ def test_rows_have_muses_fields_and_none_is_blank(config: str, split: str) -> No
     assert len(found) == SPLITS[config][split]
     for row in found:
         assert list(row) == FIELDS.get(config, ["text"])
-        assert all(value.strip() and "{" not in value for value in row.values())
+        assert all(value.strip() and "{" not in value and "  " not in value for value in row.values())
 
 
 def test_folds_are_nested_and_disjoint_parts_of_forget() -> None:
