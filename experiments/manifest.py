@@ -14,7 +14,7 @@ import torch
 import ngdiff
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "rouge-score", "scipy", "numpy", "gen-optim")
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "rouge-score", "scipy", "numpy", "gen-optim", "lm-eval")
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str | None]:

@@ -32,6 +32,7 @@ class Plan:
         target: forget probability to stop at, if any.
         budget: loss on held-out retain rows to stop above, if any.
         check_every: steps from one look at the two to the next.
+        schedule: whose warm-up and decay constant rates follow, if any.
     """
 
     steps: int
@@ -39,6 +40,7 @@ class Plan:
     target: float | None = None
     budget: float | None = None
     check_every: int = 10
+    schedule: Schedule | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """What the result depends on."""
@@ -131,6 +133,7 @@ class ModelStages:
                 steps = unlearn(
                     model, rows(), method, plan.steps, plan.batch, generator, on_step,
                     cache=cache, stopping=stopping, check_every=plan.check_every, timing=timing, monitor=monitor,
+                    **({"factor": plan.schedule.factor} if plan.schedule else {}),
                 )  # fmt: skip
                 records = list(steps)
             self._save(model, folder)

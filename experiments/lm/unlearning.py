@@ -83,6 +83,7 @@ def unlearn(
     check_every: int = 10,
     timing: Timing | None = None,
     monitor: Monitor | None = None,
+    factor: Callable[[int, int], float] = lambda step, steps: 1.0,
 ) -> Iterator[dict[str, Any]]:
     """Unlearn in place, and yield a record of each step after it is taken.
 
@@ -101,6 +102,7 @@ def unlearn(
         stopping: looks at the model every `check_every` steps, and after the last.
         timing: filled in.
         monitor: looks at the model now and then; its time is not the run's.
+        factor: of (step, steps), what a constant rate is multiplied by; an automatic one sets itself.
 
     Yields:
         step, both losses (before the step), both gradient norms, cosine, c (weight of the retain task in the paper's
@@ -120,6 +122,8 @@ def unlearn(
             model.train()
         if step == steps:
             break
+        if isinstance(method.lr, float):
+            run.optimizer.param_groups[0]["lr"] = method.lr * factor(step, steps)
         yield {"step": step, **run.step(timing)}
         on_step(step + 1, steps)
     model.eval()

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from experiments import report
+from experiments import manifest, report
 from experiments.errors import UserError
-from experiments.lm import models
+from experiments.lm import general_ability, models
 from experiments.lm.batches import spread
 from experiments.lm.devices import default_device
 from experiments.lm.encoding import Encoder, Example
@@ -58,6 +58,8 @@ class TofuRun:
         self.data = _limited(load(open_source(settings.data, settings.seed), settings.preset), settings.eval_rows)
         self.encoder = self._encoder()
         self._check_lengths()
+        if settings.general_ability:
+            general_ability.check(settings.general_ability, settings.task_folder)
         self.model_identity = {source: models.identity(source) for source in settings.pretrained()}
         inputs = {"data": self.data.sha256, "pretrained": self.model_identity}
         self.model_stages = ModelStages(out, inputs, self.encoder.tokenizer, self.device, settings.seed, progress)
@@ -68,9 +70,9 @@ class TofuRun:
         """Compute what is not there yet, write results and report, and return the results."""
         full, retain_only = self.memorised(), self._retain_only()
         reference = None if retain_only is None else self._evaluate(REFERENCE, retain_only)
-        entries = [self._entry(BEFORE, "start", None, self._evaluate(BEFORE, full), reference)]
-        if reference is not None:
-            entries.append(self._entry(REFERENCE, "reference", None, reference, None))
+        entries = [self._entry(BEFORE, "start", None, full, reference)]
+        if retain_only is not None:
+            entries.append(self._entry(REFERENCE, "reference", None, retain_only, None))
         steps: list[dict[str, Any]] = []
         target = self._forget_target(full, reference)
         for name, trials in self.settings.trials().items():
@@ -78,19 +80,19 @@ class TofuRun:
             records = read_lines(folder / "metrics.jsonl")
             steps += [{"method": name, **record} for record in records]
             method["skipped_steps"] = sum(not record["finite"] for record in records)
-            entries.append(self._entry(name, "method", method, self._evaluate(name, _shown(folder)), reference))
+            entries.append(self._entry(name, "method", method, _shown(folder), reference))
         trained = [folder for folder in (full, retain_only) if isinstance(folder, Path)]
         return self._write({"settings": self.settings.as_dict(), "models": entries}, steps, trained)
 
     def memorised(self) -> Path | str:
         """The model that every method starts from: fine-tuned here on all rows, or the one that was given."""
         self.output.create()
-        return self.settings.target or self._finetune("finetune-all", self._initial_model(), self.data.train)
+        return self.settings.given()[0] or self._finetune("finetune-all", self._initial_model(), self.data.train)
 
     def _retain_only(self) -> Path | str | None:
         """The model that never saw the forget rows; None where one that knows all was given, and none beside it."""
         if self.settings.target:
-            return self.settings.retrained
+            return self.settings.given()[1]
         return self._finetune("finetune-retain", self._initial_model(), self.data.retain)
 
     # Inputs
@@ -101,14 +103,16 @@ class TofuRun:
             texts = [text for row in self.data.train for text in (row.question, row.answer)]
             tokenizer = models.train_tokenizer(texts, models.SIZES[self.settings.size].vocabulary)
         else:
-            tokenizer = models.load_tokenizer(self.settings.model)
+            tokenizer = models.load_tokenizer(str(self.settings.base_model))
             for source in self.settings.pretrained():
                 models.check_pretrained(source, tokenizer)
-        return Encoder(tokenizer, self.settings.template)
+        known = self.settings.known
+        own = known.template if known and self.settings.template == "auto" else self.settings.template
+        return Encoder(tokenizer, own)
 
     def _check_lengths(self) -> None:
         """Refuse a row that the model has no positions for, instead of cutting it."""
-        limit = models.positions(self.settings.model, self.settings.size)
+        limit = models.positions(self.settings.base_model, self.settings.size)
         for rows in (self.data.train, *self.data.evaluation.values()):
             for row in rows:
                 answers = row.answers if isinstance(row, EvaluationRow) else (row.answer,)
@@ -124,6 +128,8 @@ class TofuRun:
 
     def _schedule(self) -> Schedule:
         s, schedule = self.settings, FROM_SCRATCH if self.settings.model is None else PRETRAINED
+        if s.known:
+            schedule = s.known.finetuning
         epochs, batch, lr = s.epochs or schedule.epochs, s.finetune_batch or schedule.batch, s.finetune_lr or schedule.lr
         return replace(schedule, epochs=epochs, batch=batch, lr=lr)
 
@@ -131,7 +137,7 @@ class TofuRun:
 
     def _initial_model(self) -> Path | str:
         """Folder of the model from scratch, or the name of the pretrained one."""
-        return self.settings.model or self.model_stages.initial(models.SIZES[self.settings.size])
+        return self.settings.base_model or self.model_stages.initial(models.SIZES[self.settings.size])
 
     def _finetune(self, name: str, start: Path | str, rows: Sequence[Row]) -> Path:
         inputs = {"rows": [row.place for row in rows], "template": self.encoder.template}
@@ -152,6 +158,9 @@ class TofuRun:
         if s.own_rules:
             inputs["own_rules"] = load_rules(s.own_rules)  # what the file says now
         plan = Plan(s.steps, s.batch, target, s.retain_budget, s.check_every)
+        if s.unlearning:
+            epoch = math.ceil(len(self.data.forget) / s.unlearning.batch)
+            plan = replace(plan, steps=s.unlearning.epochs * epoch, batch=s.unlearning.batch, schedule=s.unlearning)
         return self.model_stages.unlearned(start, self._rows, method, plan, inputs, self._monitor(start))
 
     def _monitor(self, start: Path | str) -> Monitor | None:
@@ -246,14 +255,38 @@ class TofuRun:
     # Results
 
     def _entry(
-        self, name: str, kind: str, method: dict[str, Any] | None, found: Evaluation, reference: Evaluation | None
+        self,
+        name: str,
+        kind: str,
+        method: dict[str, Any] | None,
+        model: Path | str,
+        reference: Evaluation | None,
     ) -> dict[str, Any]:
+        found = self._evaluate(name, model)
         quality: dict[str, Any] = {"forget_quality": None, "log10_forget_quality": None, "ks_statistic": None}
         if reference is not None:
             quality = forget_quality(found.forget, reference.forget)
         rows = {key: [row.as_dict(key) for row in members] for key, members in found.sets.items()}
         metrics = summary(found.sets) | quality | {"privacy": privacy(found, reference)}
+        if self.settings.general_ability:
+            metrics["general_ability"] = self._ability(name, model)
         return {"name": name, "kind": kind, "method": method, "metrics": metrics, "rows": rows}
+
+    def _ability(self, name: str, folder: Path | str) -> dict[str, dict[str, float]]:
+        """What the model can do besides: the tasks of lm-evaluation-harness that were asked for."""
+        s = self.settings
+
+        def compute(target: Path) -> None:
+            model = models.load_model(folder, self.device)
+            with self.progress.spinner(f"ability-{name}"):
+                found = general_ability.general_ability(
+                    model, self.encoder.tokenizer, s.general_ability, s.ability_rows, s.task_folder
+                )
+            write_json(target / "ability.json", found)
+
+        inputs = {"model": key_of(folder), "tasks": list(s.general_ability), "rows": s.ability_rows, "folder": s.task_folder}
+        inputs |= {"lm-eval": manifest.versions(["lm-eval"])["lm-eval"]}
+        return read_json(self.stages.run(f"ability-{_slug(name)}", inputs, compute) / "ability.json")
 
     def _write(self, results: dict[str, Any], steps: list[dict[str, Any]], trained: list[Path]) -> dict[str, Any]:
         out = self.output.folder

@@ -8,12 +8,15 @@ from typing import Any
 from experiments.errors import UserError
 from experiments.lm.methods import ALL, AUTO, BASES, Method, parse
 from experiments.lm.models import SIZES
+from experiments.lm.pretrained import PRETRAINED_MODELS, Pretrained, resolve
+from experiments.lm.training import Schedule
 from experiments.own_rules import load_rules
 from experiments.tofu.data import PRESETS
 from experiments.tofu.evaluate import METRICS
 from experiments.tofu.monitoring import BEST
 from ngdiff import rules
 
+PUBLISHED = "published"
 TARGETS = ("auto", "paraphrases")  # of `stop_forget`, beside numbers
 # Rates for the methods without an automatic one when none are asked for: all of them in the comparison of all methods, where
 # each is to be at its best, and else the first.
@@ -27,8 +30,11 @@ class Settings:
     Attributes:
         data: "synthetic", "hub" or a folder of json files.
         preset: rows to use, see `data.PRESETS`.
-        model: hub id or folder of a pretrained model; None trains one from scratch.
-        template: of the prompt, see `encoding.TEMPLATES`.
+        model: hub id or folder of a pretrained model, or a short name of `pretrained.PRETRAINED_MODELS`; None trains one from
+            scratch.
+        recipe: "locuslab" or "open-unlearning": unlearn as they do, in place of `steps`, `batch` and `rates`; for models with a
+            short name.
+        template: of the prompt, see `encoding.TEMPLATES`; auto takes that of a model with a short name.
         size: of the model trained from scratch, see `models.SIZES`.
         epochs, finetune_batch, finetune_lr: fine-tuning; None takes the schedule of the kind of model.
         methods: each [FORGET[+RETAIN]:]RULE, or the name of a published method, with an optional "@rate": "ngdiff",
@@ -47,14 +53,19 @@ class Settings:
         eval_every: steps from one look at the model to the next while it unlearns; None for no looks.
         eval_subset: rows a task that such a look sees.
         keep_best: what the state that is kept and evaluated is best by, see `monitoring.BEST`; None keeps the last one.
-        target: hub id or folder of a model that already knows all rows, to unlearn from in the place of a fine-tuned one.
+        target: hub id or folder of a model that already knows all rows, to unlearn from in the place of a fine-tuned one; or
+            "published" for the one that goes with a short name, which brings the next one along.
         retrained: of the one that knows the retain rows alone, to compare with; used with `target`.
+        general_ability: tasks of lm-evaluation-harness to run on every model.
+        task_folder: of tasks of the user's own, for `general_ability`.
+        ability_rows: rows of a task, from the first; None takes all.
         seed: of everything random.
     """
 
     data: str = "synthetic"
     preset: str = "mini"
     model: str | None = None
+    recipe: str | None = None
     template: str = "auto"
     size: str = "1m"
     epochs: int | None = None
@@ -77,6 +88,9 @@ class Settings:
     keep_best: str | None = None
     target: str | None = None
     retrained: str | None = None
+    general_ability: tuple[str, ...] = ()
+    task_folder: str | None = None
+    ability_rows: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -89,10 +103,7 @@ class Settings:
                 raise UserError(
                     "--keep-best: found without --eval-every; give the steps from one look at the model to the next"
                 )
-        if self.retrained and not self.target:
-            raise UserError("--retrained: found without --target; give both, or none to fine-tune them here")
-        if self.target and not self.model:
-            raise UserError("--target: found without --model; give the model whose tokenizer and template it has")
+        self._check_models()
         for base in self.bases:
             _one_of("bases", base, BASES)
         for name in (
@@ -105,6 +116,7 @@ class Settings:
             "eval_rows",
             "eval_every",
             "eval_subset",
+            "ability_rows",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -129,6 +141,42 @@ class Settings:
         if self.own_rules:
             load_rules(self.own_rules)
         self.trials()
+
+    def _check_models(self) -> None:
+        if self.retrained and not self.target:
+            raise UserError("--retrained: found without --target; give both, or none to fine-tune them here")
+        if self.target and not self.model:
+            raise UserError("--target: found without --model; give the model whose tokenizer and template it has")
+        if self.target == PUBLISHED and not (self.known and self.known.target):
+            having = ", ".join(name for name, known in PRETRAINED_MODELS.items() if known.target)
+            raise UserError(f"--target: found 'published', and none is for --model {self.model}; choose one of {having}")
+        if self.recipe is not None:
+            if self.known is None:
+                raise UserError(
+                    f"--recipe: needs a --model with published settings; choose one of {', '.join(PRETRAINED_MODELS)}"
+                )
+            _one_of("recipe", self.recipe, self.known.unlearning)
+
+    @property
+    def known(self) -> Pretrained | None:
+        """What is published about the model, if it goes by a short name."""
+        return resolve(self.model)
+
+    @property
+    def base_model(self) -> str | None:
+        """Hub id or folder of the pretrained model, which has the tokenizer."""
+        return self.known.model if self.known else self.model
+
+    @property
+    def unlearning(self) -> Schedule | None:
+        """The schedule of the recipe, if one was asked for."""
+        return self.known.unlearning[self.recipe] if self.known and self.recipe else None
+
+    def given(self) -> tuple[str | None, str | None]:
+        """Hub ids or folders of the models that know all rows and the retain rows alone; None where they are made here."""
+        if self.target != PUBLISHED or self.known is None:
+            return self.target, self.retrained
+        return self.known.target, self.retrained or self.known.retain_only(self.preset)
 
     def trials(self) -> dict[str, list[Method]]:
         """Method name -> what to try for it. The name carries the base if there are several.
@@ -156,12 +204,14 @@ class Settings:
         parts, rate = parse(spec)
         if rate is None and parts["rule"].startswith("ngdiff"):
             rate = AUTO
+        if self.unlearning:
+            return [Method(base=base, lr=rate or self.unlearning.lr, **parts)]
         grid = self.rates or (GRIDS[base] if self.methods == ("all",) else GRIDS[base][:1])
         return [Method(base=base, lr=lr, **parts) for lr in ([rate] if rate else grid)]
 
     def pretrained(self) -> list[str]:
         """Hub ids and folders of the models that are loaded and not made here."""
-        given = (self.target, self.retrained) if self.target else (self.model,)
+        given = self.given() if self.target else (self.base_model,)
         return [source for source in given if source]
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Membership attacks and PrivLeak: on cases done by hand, against pairs counted one by one, and for models that know all or nothing."""
+"""Membership attacks and PrivLeak: on cases done by hand, and against pairs counted one by one."""
 
 import math
 import zlib
