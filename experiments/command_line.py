@@ -1,6 +1,7 @@
-"""How a command line ends: exit status, and one line for what the user can mend."""
+"""What every command line shares: how options are read, and how it ends, with one line for what the user can mend."""
 
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import typer
@@ -34,3 +35,35 @@ def _complain(message: str) -> int:
     # One line whatever the message quotes: a path or a value may hold line ends or terminal escapes.
     print("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in message), file=sys.stderr)
     return 2
+
+
+def quiet() -> None:
+    """Progress and warnings of the libraries off: ours say what is being done."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()  # a hub that cannot be reached is one line, not one for every attempt
+
+
+def split(text: str, convert: Callable[[str], Any] = str) -> tuple[Any, ...]:
+    """What stands between the commas of an option."""
+    return tuple(convert(part.strip()) for part in text.split(",") if part.strip())
+
+
+def numbers(option: str, text: str, kind: type[int] | type[float] = float) -> tuple[Any, ...]:
+    """The numbers between the commas of an option.
+
+    Raises:
+        UserError: one is none.
+    """
+
+    def convert(part: str) -> float:
+        try:
+            return kind(part)
+        except ValueError:
+            example = "0,1,2" if kind is int else "1e-4,3e-4"
+            raise UserError(f"{option}: found {part!r}; give numbers separated by commas, e.g. {example}") from None
+
+    return split(text, convert)
