@@ -15,8 +15,9 @@ from experiments.tofu import refusals, synthetic
 from experiments.tofu.data import PRESETS, load
 from experiments.tofu.sources import open_source
 
-MINI = ("forget10", "forget01", "forget10_perturbed", "real_authors_perturbed", "world_facts_perturbed")
-FORGET01 = ("forget01", "retain99", "forget01_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed")
+FACTS = ("real_authors_perturbed", "world_facts_perturbed")
+MINI = ("forget10", "forget01", "forget10_perturbed", "holdout01", *FACTS)
+FORGET01 = ("forget01", "retain99", "forget01_perturbed", "retain_perturbed", "holdout01", *FACTS)
 
 
 @pytest.fixture
@@ -98,6 +99,15 @@ def test_folder_and_generator_give_equal_data(folder: Path) -> None:
     from_folder, generated = (load(open_source(data, 0), "mini") for data in (str(folder), "synthetic"))
     assert from_folder == generated
     assert load(open_source("synthetic", 1), "mini") != generated
+
+
+def test_the_holdout_can_be_missing_but_not_overlap(folder: Path) -> None:
+    """Without it there are no attacks; with training rows in it they would say that nothing is known."""
+    assert len(load(open_source(str(folder), 0), "mini").holdout) == 40
+    write(folder, "holdout01", synthetic.rows("holdout01") + synthetic.rows("forget01")[:1])
+    assert "holdout01.json:41: holdout and training rows overlap" in refusal(folder)
+    (folder / "holdout01.json").unlink()
+    assert load(open_source(str(folder), 0), "mini").holdout == ()
 
 
 def test_hub_is_asked_for_the_benchmarks_configs(monkeypatch: pytest.MonkeyPatch) -> None:

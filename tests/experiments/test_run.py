@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,8 +15,10 @@ import pytest
 import yaml
 from rich.console import Console
 
+from experiments import model_stages
 from experiments.errors import UserError
 from experiments.lm import models
+from experiments.lm.pretrained import PRETRAINED_MODELS
 from experiments.progress import Progress
 from experiments.tofu import run as tofu_run
 from experiments.tofu.run import TofuRun
@@ -135,7 +138,7 @@ def test_interrupted_run_continues_at_the_first_unfinished_stage(
         if broken == "report":
             patch.setattr(tofu_run.report, "render", interrupt)
         else:
-            patch.setattr(tofu_run, broken, interrupt)
+            patch.setattr(tofu_run if broken == "evaluate" else model_stages, broken, interrupt)
         interrupted = run(tmp_path)
         with pytest.raises(KeyboardInterrupt):
             interrupted.run()
@@ -193,8 +196,8 @@ def test_the_default_target_is_measured(
 ) -> None:
     """The forget probability of the retain-only model, or of the paraphrases before unlearning."""
     targets = []
-    real = tofu_run.StoppingCriteria
-    monkeypatch.setattr(tofu_run, "StoppingCriteria", lambda forget, budget: targets.append(forget) or real(forget, budget))
+    real = model_stages.StoppingCriteria
+    monkeypatch.setattr(model_stages, "StoppingCriteria", lambda forget, budget: targets.append(forget) or real(forget, budget))
     results = run(tmp_path, methods=("ga@1e-9",), stop_forget=target).run()
     expected = fmean(math.exp(-row[nll]) for row in results["models"][model]["rows"]["forget"])
     assert set(targets) == {expected}
@@ -211,6 +214,50 @@ def test_a_budget_restores_the_best_weights(tmp_path: Path) -> None:
     assert after["metrics"]["sets"] == before["metrics"]["sets"]
 
 
+def test_every_metric_is_there(finished: Path) -> None:
+    """Memorisation of both sets of authors, and attacks against the holdout; the retain-only model is held against chance."""
+    names = {"exact_memorisation", "extraction_strength", "right_probability", "wrong_probability"}
+    for model in read(finished, "results.json")["models"]:
+        sets, privacy = model["metrics"]["sets"], model["metrics"]["privacy"]
+        assert names | {"rouge_right", "rouge_wrong"} <= set(sets["forget"])
+        assert names <= set(sets["retain"])
+        assert not names & set(sets["world_facts"])
+        attacks = {"loss", "zlib", "min_k", "min_k_plus", "gradient_norm"}
+        assert set(privacy["auc"]) == attacks | ({"reference"} if model["kind"] != "reference" else set())
+        assert all(0 <= value <= 1 for value in privacy["auc"].values())
+    own = read(finished, "results.json")["models"][1]["metrics"]["privacy"]
+    assert own["privleak"] == pytest.approx(100 * ((1 - own["auc"]["min_k"]) / 0.5 - 1), rel=1e-12)
+    speed = read(finished, "manifest.json")["evaluation_tokens_per_second"]
+    assert set(speed) == {"scoring", "generating"}
+    assert min(speed.values()) > 0
+
+
+def test_tofus_own_metrics_alone(finished: Path, tmp_path: Path) -> None:
+    """They are the same numbers as among all metrics."""
+    results = run(tmp_path, methods=("ngdiff",), metrics="tofu").run()
+    everything = read(finished, "results.json")["models"]
+    for mine, full in zip(results["models"], everything, strict=False):
+        assert mine["metrics"]["privacy"] is None
+        for name, found in mine["metrics"]["sets"].items():
+            assert found == {key: full["metrics"]["sets"][name][key] for key in ("probability", "rouge", "truth_ratio", "rows")}
+
+
+def test_the_state_that_was_best_is_the_one_evaluated(tmp_path: Path) -> None:
+    """Ascent on the forget set destroys: the first look is best by retain probability, and results are those of that state."""
+    watched = {"eval_every": 2, "eval_subset": 4, "steps": 6, "methods": ("ga@0.1",)}
+    kept = run(tmp_path / "kept", **watched, keep_best="retain_probability").run()["models"][-1]
+    method = kept["method"]
+    assert [look["step"] for look in method["looks"]] == [2, 4, 6]
+    best = max(method["looks"], key=lambda look: look["retain_probability"])
+    assert method["kept"] == best["step"]
+    assert method["kept"] != 6
+    short = run(tmp_path / "short", steps=method["kept"], methods=("ga@0.1",)).run()["models"][-1]
+    assert kept["metrics"] == short["metrics"]
+    last = run(tmp_path / "last", **watched).run()["models"][-1]
+    assert last["method"]["kept"] is None
+    assert last["metrics"] != kept["metrics"]
+
+
 def test_several_bases(tmp_path: Path) -> None:
     results = run(tmp_path, methods=("ngdiff",), bases=("sgd", "adamw", "momentum")).run()
     assert [model["name"] for model in results["models"][2:]] == ["ngdiff sgd", "ngdiff adamw", "ngdiff momentum"]
@@ -221,6 +268,46 @@ def test_pretrained_model_from_a_folder(finished: Path, tmp_path: Path) -> None:
     saved = next((finished / "stages").glob("finetune-all-*"))
     results = run(tmp_path / "out", model=str(saved), finetune_lr=1e-3, finetune_batch=8, methods=("ngdiff",)).run()
     assert [model["name"] for model in results["models"]] == ["before", "retain-only", "ngdiff"]
+
+
+def test_models_that_are_given_are_not_made(finished: Path, tmp_path: Path) -> None:
+    """From the two models of another run: the same results, and no fine-tuning."""
+    all_rows, retain = (str(next((finished / "stages").glob(f"finetune-{name}-*"))) for name in ("all", "retain"))
+    given = run(tmp_path / "out", model=all_rows, target=all_rows, retrained=retain, methods=("ngdiff",))
+    models_of = given.run()["models"]
+    before = read(finished, "results.json")["models"]
+    assert [model["metrics"] for model in models_of[:2]] == [model["metrics"] for model in before[:2]]
+    assert not any("finetune" in name for name in given.stages.computed)
+    alone = run(tmp_path / "alone", model=all_rows, target=all_rows, methods=("ngdiff",)).run()
+    assert [model["name"] for model in alone["models"]] == ["before", "ngdiff"]
+    assert alone["models"][1]["metrics"]["forget_quality"] is None
+
+
+def test_a_recipe_sets_steps_batch_and_schedule(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 forget rows are two batches of 32: ten epochs are 20 steps, the first one warms up, and the rate falls to the end."""
+    saved = str(next((finished / "stages").glob("finetune-all-*")))
+    known = replace(PRETRAINED_MODELS["phi-1.5"], model=saved)
+    monkeypatch.setitem(PRETRAINED_MODELS, "phi-1.5", known)
+    options = {"model": "Phi-1.5", "recipe": "open-unlearning", "methods": ("gdiff-0.5", "ngdiff"), "metrics": "tofu"}
+    results = run(tmp_path, target=saved, eval_rows=1, **options).run()
+    steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    fixed = [step["lr"] for step in steps if step["method"] == "gdiff-0.5"]
+    assert len(fixed) == 20
+    assert fixed == pytest.approx(
+        [1e-5 * known.unlearning["open-unlearning"].factor(step, 20) for step in range(20)], rel=1e-12
+    )
+    assert fixed[0] < fixed[1] == max(fixed) > fixed[-1] > 0
+    assert results["models"][-1]["method"]["learning_rate"] == "auto"
+
+
+def test_general_ability_goes_into_the_results(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(tofu_run.general_ability, "check", lambda tasks, folder: asked.append((tasks, folder)))
+    found = {"trivia": {"acc": 0.25}}
+    monkeypatch.setattr(tofu_run.general_ability, "general_ability", lambda *_: found)
+    results = run(tmp_path, methods=("ngdiff",), general_ability=("trivia",)).run()
+    assert asked == [(("trivia",), None)]
+    assert [model["metrics"]["general_ability"] for model in results["models"]] == [found] * 3
 
 
 def copied(finished: Path, folder: Path, **config: Any) -> Path:

@@ -1,0 +1,241 @@
+"""A whole MUSE run, small: what it leaves, which states it shows, what its folds unlearn, what an interruption costs."""
+
+import json
+import sys
+from io import StringIO
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from experiments import model_stages
+from experiments.cli import main
+from experiments.errors import UserError
+from experiments.lm import models
+from experiments.lm.pretrained import MUSE_MODELS
+from experiments.muse import evaluate as muse_evaluate
+from experiments.muse import run as muse_run
+from experiments.muse import synthetic
+from experiments.muse.run import MuseRun
+from experiments.muse.settings import Settings
+from experiments.muse.table import results_table
+from experiments.progress import Progress
+
+TINY = models.Size(hidden=16, layers=1, heads=2, intermediate=32, vocabulary=400)
+SMALL = {"epochs": 1, "length": 64, "unlearn_epochs": 2, "batch": 8, "methods": ("ngdiff", "ga"), "fold_methods": ("ngdiff",)}
+COUNTS = {"raw": 8, "verbmem": 4, "knowmem": 6, "privleak": 6}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few rows of the generator, as a folder of files: eight texts a split, folds of two, four, six and eight."""
+    folder = tmp_path_factory.mktemp("corpus")
+    splits = {"raw": ("forget", "retain1", "retain2", "holdout"), "verbmem": ("forget",)}
+    splits |= {
+        "privleak": ("forget", "retain", "holdout"),
+        "knowmem": ("forget_qa", "retain_qa", "forget_qa_icl", "retain_qa_icl"),
+    }
+    for config, names in splits.items():
+        for name in names:
+            write(folder, config, name, synthetic.rows(config, name)[: COUNTS[config]])
+    forget = synthetic.rows("raw", "forget")[:8]
+    for i in range(1, 5):
+        write(folder, "scal", f"forget_{i}", forget[: 2 * i])
+        write(folder, "sust", f"forget_{i}", forget[2 * i - 2 : 2 * i])
+    return folder
+
+
+def write(folder: Path, config: str, split: str, rows: list[dict[str, str]]) -> None:
+    (folder / config).mkdir(exist_ok=True)
+    (folder / config / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tiny(monkeypatch)
+
+
+def make_tiny(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(models.SIZES, "1m", TINY)
+    patch.setattr(muse_evaluate, "PASSAGE_TOKENS", 6)
+    patch.setattr(muse_evaluate, "ANSWER_TOKENS", 3)
+
+
+def run(folder: Path, corpus: Path, **changes: Any) -> MuseRun:
+    return MuseRun(Settings(**{"data": str(corpus)} | SMALL | changes), folder, Progress(Console(quiet=True)))
+
+
+@pytest.fixture(scope="module")
+def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("muse") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        make_tiny(patch)
+        run(folder, corpus).run()
+    return folder
+
+
+def results(folder: Path) -> Any:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_what_a_run_leaves(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names == {"config.yaml", "results.json", "metrics.jsonl", "manifest.json", "report.html", "stages"}
+    found = results(finished)
+    assert [(model["name"], model["kind"]) for model in found["models"]] == [
+        ("target", "start"),
+        ("retrained", "reference"),
+        ("ngdiff", "method"),
+        ("ga", "method"),
+    ]
+    for model in found["models"]:
+        assert {name: len(rows) for name, rows in model["rows"].items()} == {"passages": 4, "forget": 6, "seen": 6}
+        assert (model["metrics"]["privleak"] is None) == (model["kind"] == "reference")
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert set(manifest["evaluation_tokens_per_second"]) == {"scoring", "generating"}
+    assert manifest["data_sha256"]["raw/forget"]
+    page = (finished / "report.html").read_text()
+    assert "Scalability" in page
+    assert "<script" not in page
+
+
+def test_both_states_of_a_method(finished: Path, corpus: Path) -> None:
+    """The first epoch at or below the retrained model's KnowMem, and the last one; a look an epoch."""
+    found = results(finished)
+    level = found["models"][1]["metrics"]["knowmem"]
+    for model in found["models"][2:]:
+        looks = model["method"]["looks"]
+        assert len(looks) == SMALL["unlearn_epochs"]
+        assert looks[-1]["knowmem"] == pytest.approx(model["metrics"]["knowmem"], rel=1e-12)
+        first = next((i for i, look in enumerate(looks, 1) if look["knowmem"] <= level), None)
+        assert (model["selected"] or {"epoch": None})["epoch"] == first
+        if first is not None:
+            assert model["selected"]["metrics"]["knowmem"] == pytest.approx(looks[first - 1]["knowmem"], rel=1e-12)
+
+
+def test_where_no_epoch_reaches_the_level_none_is_selected(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muse_run, "fmean", lambda values: fmean(values) - 2)  # the level is then below every KnowMem
+    monkeypatch.setattr(MuseRun, "_look", lambda self, model: {"knowmem": 0.5})
+    found = run(tmp_path, corpus, fold_methods=()).run()
+    assert all(model["selected"] is None for model in found["models"])
+    assert found["folds"] == []
+    assert "last epoch, none selected" in (tmp_path / "report.html").read_text()
+    console = Console(record=True, width=100, file=StringIO())
+    console.print(results_table(found))
+    assert "no epoch at or below" in console.export_text()
+
+
+def test_folds_unlearn_more_at_once_or_one_after_the_other(finished: Path) -> None:
+    points = results(finished)["folds"]
+    assert [(p["kind"], p["fold"], p["texts"]) for p in points] == [
+        (kind, fold, 2 * fold) for kind in ("scalability", "sustainability") for fold in (1, 2, 3, 4)
+    ]
+    # All nested texts are the forget set: the same run, which is not computed twice.
+    method = next(model for model in results(finished)["models"] if model["name"] == "ngdiff")
+    assert points[3]["metrics"] == method["metrics"]
+    stages = {path.name.rpartition("-")[0]: path for path in (finished / "stages").iterdir()}
+    inputs = {i: json.loads((path / "stage.json").read_text())["inputs"] for i, path in enumerate_folds(stages)}
+    assert inputs[1]["start"].startswith("train-target")
+    assert [inputs[i]["start"].startswith("sustainability") for i in (2, 3, 4)] == [True] * 3
+    assert inputs[2]["start"] == stages_of(finished, "sustainability-1")
+    assert len({inputs[i]["rows"] for i in (1, 2, 3, 4)}) == 4
+
+
+def enumerate_folds(stages: dict[str, Path]) -> list[tuple[int, Path]]:
+    return [(i, path) for i in (1, 2, 3, 4) for name, path in stages.items() if name.startswith(f"sustainability-{i}")]
+
+
+def stages_of(folder: Path, prefix: str) -> str:
+    return next(path.name for path in (folder / "stages").iterdir() if path.name.startswith(prefix))
+
+
+def test_two_runs_of_one_command_are_identical(finished: Path, corpus: Path, tmp_path: Path) -> None:
+    run(tmp_path, corpus).run()
+    for name in ("results.json", "metrics.jsonl", "config.yaml"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("broken", ["finetune", "evaluate", "unlearn"])
+def test_an_interrupted_run_continues(
+    broken: str, finished: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(muse_run if broken == "evaluate" else model_stages, broken, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, corpus).run()
+    run(tmp_path, corpus).run()
+    assert (tmp_path / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+
+
+def test_models_that_are_given_are_not_trained(finished: Path, corpus: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """By folder, and by the word that stands for the benchmark's own."""
+    given = {name: str(finished / "stages" / stages_of(finished, f"train-{name}")) for name in ("target", "retrained")}
+    options = {"model": given["target"], "length": 64, "batch": 8, "fold_methods": (), "methods": ("ga@1e-4",)}
+    first = run(tmp_path / "a", corpus, **options, **given).run()
+    assert first["models"][0]["metrics"] == results(finished)["models"][0]["metrics"]
+    monkeypatch.setitem(MUSE_MODELS, "news", type(MUSE_MODELS["news"])(**given))
+    published = run(tmp_path / "b", corpus, **options, target="published", retrained="published").run()
+    assert [model["metrics"] for model in published["models"]] == [model["metrics"] for model in first["models"]]
+
+
+def test_the_tokenizer_knows_the_holdout_too(corpus: Path, tmp_path: Path) -> None:
+    """Else words of the holdout alone would break into more pieces, which an attack takes for membership."""
+    made = run(tmp_path, corpus)
+    texts = [text.text for part in (made.data.forget, made.data.retain, made.data.seen, made.data.holdout) for text in part]
+    expected = models.train_tokenizer(texts, TINY.vocabulary)
+    assert made.tokenizer.get_vocab() == expected.get_vocab()
+
+
+def test_unlearning_sees_rows_of_the_asked_length(corpus: Path, tmp_path: Path) -> None:
+    made = run(tmp_path, corpus, length=40)
+    rows = made._rows(made.data.forget)
+    assert max(len(row.ids) for row in rows) <= 40
+    words = torch.tensor([len(made.tokenizer(text.text)["input_ids"]) + 1 for text in made.data.forget])
+    assert sum(len(row.ids) for row in rows) >= int(words.sum()) - len(rows)  # at most a lone last token a text is left out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--corpus", "poems"], "--corpus: unknown value 'poems'; choose one of news, books"),
+        (["--methods", "idknll"], "--methods: 'idknll' teaches refusals"),
+        (["--methods", "ga,ga"], "--methods: found ga,ga, with a repetition"),
+        (["--methods", ""], "--methods: found none"),
+        (["--methods", "ga", "--fold-methods", "ngdiff"], "--fold-methods: 'ngdiff' is not among --methods"),
+        (["--length", "1"], "--length: found 1; give a whole number >= 2"),
+        (["--length", "4096"], "--length: found 4096, the model has 1024 positions"),
+        (["--rate", "0"], "--rate: found 0.0; give a learning rate > 0"),
+        (["--target", "x"], "--target, --retrained: found one of the two"),
+        (["--target", "x", "--retrained", "y"], "--target: found without --model"),
+        (["--data", "nowhere"], "--data: 'nowhere' is not a folder"),
+        (["--corpus", "books"], "the built-in generator has 'news' alone"),
+        (["--seed", "-1"], "--seed: found -1"),
+    ],
+)
+def test_bad_options_are_one_line_and_write_nothing(
+    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["experiments", "muse", "--out", str(out), *options])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_prompts_that_do_not_fit_are_refused(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "positions", lambda source, size: 70)
+    monkeypatch.setattr(muse_run, "PASSAGE_TOKENS", 69)
+    with pytest.raises(UserError, match="tokens, the model has 70 positions; shorten the prompt"):
+        run(tmp_path, corpus)
