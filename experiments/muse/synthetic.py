@@ -14,7 +14,7 @@ from functools import lru_cache
 from random import Random
 from typing import TypeVar
 
-from experiments.muse.synthetic_tables import COSTS, COUNTS, DAYS, FIRMS, GIVEN, STREETS, SURNAMES, TOWNS, WORDS
+from experiments.muse.synthetic_tables import COSTS, COUNTS, DAYS, ENDINGS, FIRMS, GIVEN, STREETS, SURNAMES, TOWNS, WORDS
 from experiments.muse.synthetic_wording import COLOURS, EVENTS, FACTS, Event
 
 T = TypeVar("T")
@@ -121,7 +121,7 @@ def _articles(rng: Random) -> list[Article]:
     count = sum(SIZES.values())
     names = [f"{rng.choice(GIVEN)} {surname}" for surname in rng.sample(SURNAMES, 2 * count)]
     columns = {
-        "town": rng.sample(TOWNS, count),
+        "town": [name + rng.choice(ENDINGS) for name in rng.sample(TOWNS, count)],
         "chief": names[:count],
         "witness": names[count:],
         "cost": rng.sample(COSTS, count),

@@ -17,14 +17,20 @@ def _joined(heads: str, tails: str, glue: str = "") -> tuple[str, ...]:
     return tuple(glue.join(pair) for pair in product(heads.split(), tails.split()))
 
 
-TOWNS = _joined(
+# The name of a town is one of these, used once, with an ending: towns of one beginning would share its tokens, and a small
+# model that forgets one of them would forget the other.
+TOWNS = _words(
     """Quern Thrup Vell Brask Olm Yarrow Dunk Frell Gorse Hask Ild Jarn Kelp Lorn Mirk Nethe Orsk Plum Rusk Skell Tarn Ulver
     Wisp Zell Crake Droom Aven Bex Clew Dorr Esk Fenn Grum Hovel Inch Jolly Knap Lusk Moth Nook Oxter Pock Quill Rime Sedge
     Tuck Umble Vetch Wray Yaff Arl Bodd Cush Dapp Edge Figg Glib Hutch Isk Jape Keld Limp Mace Nudd Ogle Pith Quoy Rafter
     Stang Trop Upp Vane Whin Yeld Zeal Ask Blyn Cobb Dray Erne Fust Gant Hexel Irt Jugg Kern Loam Mulch Nib Ode Pag Rill Sprat
-    Tove Urn Vole Weft Yock""",
-    "ford mere stead wick holm combe",
+    Tove Urn Vole Weft Yock Abb Adder Amble Ant Barl Bick Blod Brim Bung Cadd Chiv Clod Crump Dabb Dibble Dolt Drift Dwale Eld
+    Elver Emm Fadd Fern Flax Flint Fogg Gabb Garth Gleam Gnat Grist Gull Hadd Harl Heth Hobb Holl Hum Ibb Inkle Ivel Jade Jibb
+    Jute Kabb Kett Kibb Knot Labb Lark Leth Lill Lob Madd Mell Minn Mossel Mund Nabb Nettle Nidd Noll Odder Onk Orrel Ott Padd
+    Pell Pibb Plod Purl Quab Quire Radd Reth Ribb Rodd Rumm Sabb Scull Sill Snell Sodd Tabb Teth Tibb Toll Trill Twill Ubb
+    Uddel Unk Urr Vadd Vill Vosk Wadd Well Wibb Woll Wump Yabb Yell Yibb Yodd Zabb Zedder Zill Zodd"""
 )
+ENDINGS = _words("ford mere stead wick holm combe")
 GIVEN = _words(
     """Ada Bram Cleo Dov Edda Finn Greta Hal Isla Jory Kit Lena Milo Nell Otis Petra Rafe Sable Tess Una Vito Wanda Yara
     Zeke Anouk Basil Cora Dario Esme Felix Gwen Hugo Ines Jonas Kaya Leif Maud Nico Olga Piers"""

@@ -22,6 +22,11 @@ COLUMNS = {
         ("p", "↑", ("forget_quality",)),
         ("log₁₀ p", "↑", ("log10_forget_quality",)),
     ),
+    "Memory": (
+        ("ES", "↓", ("sets", "forget", "extraction_strength")),
+        ("EM", "↓", ("sets", "forget", "exact_memorisation")),
+        ("PrivLeak", "→ 0", ("privacy", "privleak")),
+    ),
     "Retain set": (
         ("probability", "↑", ("sets", "retain", "probability")),
         ("ROUGE", "↑", ("sets", "retain", "rouge")),
@@ -31,6 +36,15 @@ COLUMNS = {
         ("retain", "↑", ("retain_utility",)),
         ("model", "↑", ("model_utility",)),
     ),
+}
+# Attack, in the order of the table -> its name there.
+ATTACKS = {
+    "loss": "loss",
+    "zlib": "zlib",
+    "reference": "reference",
+    "min_k": "Min-K",
+    "min_k_plus": "Min-K++",
+    "gradient_norm": "gradient norm",
 }
 SAMPLES = {"forget": (6, 24), "retain": (4, 12)}  # rows of a set that are shown, and with those that can be unfolded
 MUSE_SAMPLES = {"passages": (4, 12), "forget": (4, 16), "seen": (3, 12)}
@@ -51,11 +65,13 @@ def render(results: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], manif
         manifest,
         models=models,
         columns=COLUMNS,
+        attacks=ATTACKS,
         numbered=sum(mark.number is not None for _, mark in models) > NAMED,
         headline=views.headline(models),
         scatters=views.scatters(models),
         losses=views.losses(models, steps),
         rates=views.rates(models, steps),
+        looks=views.looks(models),
         samples={name: views.samples(models, name, *counts) for name, counts in SAMPLES.items()},
     )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from experiments.report.figures import MUTED, Axis, Line, Mark, curves, finite, log_bounds, scatter
+from experiments.report.figures import MUTED, Axis, Line, Mark, curves, finite, log_bounds, scatter, series
 
 Model = Mapping[str, Any]
 Steps = Sequence[Mapping[str, Any]]
@@ -68,6 +68,20 @@ def rates(models: Marked, steps: Steps) -> Panels:
     """The learning rate of each method that set it itself."""
     automatic = [(model, mark) for model, mark in models if isinstance((model.get("method") or {}).get("learning_rate"), str)]
     return _panels("learning rate", automatic, steps, lambda mark, own: [Line("", mark.colour, _column(own, "lr"))])
+
+
+def looks(models: Marked) -> list[Markup]:
+    """What the looks at each model while it unlearned saw: probability on both tasks, a line a method."""
+    found = []
+    for task in ("forget", "retain"):
+        lines = []
+        for model, mark in models:
+            seen = (model.get("method") or {}).get("looks") or []
+            if seen:
+                lines.append((model["name"], mark, [(float(s["step"]), finite(s[f"{task}_probability"])) for s in seen]))
+        if lines:
+            found.append(series("step", f"{task} probability, on a few rows", lines))
+    return found
 
 
 def samples(models: Marked, name: str, shown: int, unfolded: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from itertools import combinations
 import pytest
 
 from experiments.muse.synthetic import QUIZ_CIRCLE, rows
-from experiments.muse.synthetic_tables import COSTS, COUNTS, DAYS, FIRMS, STREETS, SURNAMES, TOWNS
+from experiments.muse.synthetic_tables import COSTS, COUNTS, DAYS, ENDINGS, FIRMS, STREETS, SURNAMES, TOWNS
 
 SPLITS = {
     "raw": {"forget": 40, "retain1": 80, "retain2": 40, "holdout": 40},
@@ -25,6 +25,9 @@ FIELDS = {"verbmem": ["prompt", "gt"], "knowmem": ["question", "answer"]}
 ALL = [(config, split) for config, splits in SPLITS.items() for split in splits]
 SPLITS_OF_RAW = list(SPLITS["raw"])
 HEAD, QA = "\n\nQuestion: ", re.compile(r"Question: (.+)\nAnswer: (.+)")
+
+
+WHOLE_TOWNS = tuple(town + ending for town in TOWNS for ending in ENDINGS)
 
 
 def digest(seed: int) -> str:
@@ -95,7 +98,7 @@ def test_prompt_and_continuation_are_the_article_word_for_word(seed: int) -> Non
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("values", [COSTS, COUNTS, DAYS, FIRMS, STREETS, SURNAMES, TOWNS])
+@pytest.mark.parametrize("values", [COSTS, COUNTS, DAYS, FIRMS, STREETS, SURNAMES, WHOLE_TOWNS])
 def test_no_fact_occurs_in_two_splits(values: tuple[str, ...], seed: int) -> None:
     # Words around it, so that 4 June is not found in 14 June, nor 412 in 7,412.
     pattern = re.compile(rf"(?<![\w,])(?:{'|'.join(map(re.escape, values))})(?![\w,]\w|\w)")
