@@ -73,12 +73,14 @@ class Method:
 
 
 def parse(spec: str) -> tuple[dict[str, str], float | str | None]:
-    """Objectives and rule, and the learning rate if there is one, of [FORGET[+RETAIN]:]RULE[@RATE] or NAME[@RATE].
+    """Objectives, rule and base if there is one, and the learning rate if there is one, of [FORGET[+RETAIN]:]RULE[/BASE][@RATE]
+    or NAME[/BASE][@RATE].
 
     Raises:
         UserError: an unknown name, or a rate that is none.
     """
-    name, at, rate = spec.partition("@")
+    method, at, rate = spec.partition("@")
+    name, slash, base = method.partition("/")
     objectives, _, rule = NAMED.get(name, name).rpartition(":")
     forget, _, retain = objectives.partition("+")
     parts = {"rule": rule, "forget": forget or "nll", "retain": retain or "nll"}
@@ -89,6 +91,10 @@ def parse(spec: str) -> tuple[dict[str, str], float | str | None]:
         rules.get(rule)
     except ValueError as error:
         raise UserError(f"--methods: {spec!r}: {error}; or a published method: {', '.join(NAMED)}") from None
+    if slash:
+        if base not in BASES:
+            raise UserError(f"--methods: {spec!r} has {base!r} as base optimizer; choose one of {', '.join(BASES)}")
+        parts["base"] = base
     return parts, parse_rate(spec, rate) if at else None
 
 

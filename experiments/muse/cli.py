@@ -25,8 +25,8 @@ def muse(
     retrained: Annotated[str | None, typer.Option(help="With --target: a model that never saw the forget texts.")] = None,
     length: Annotated[int | None, typer.Option(help="Tokens a row. Default: 384 from scratch, 2048 pretrained.")] = None,
     methods: Annotated[
-        str, typer.Option(help="Separated by commas, as for tofu: [FORGET[+RETAIN]:]RULE or a published method, and @rate.")
-    ] = "ngdiff,npo:ngdiff,ga,gdiff-0.5,npo,simnpo",
+        str, typer.Option(help="Separated by commas, as for tofu: [FORGET[+RETAIN]:]RULE or a published method, /base, @rate.")
+    ] = "satimp:ngdiff/sgd,ngdiff/sgd,ga,gdiff-0.5,npo,simnpo",
     own_rules: Annotated[
         str | None, typer.Option(help="Python file that registers rules of your own with @ngdiff.rules.register.")
     ] = None,
@@ -35,10 +35,10 @@ def muse(
         float | None, typer.Option(help="Rate of methods without their own. Default: 1e-4 from scratch, 1e-5 pretrained.")
     ] = None,
     unlearn_epochs: Annotated[int, typer.Option(help="Passes over the forget texts.")] = 10,
-    batch: Annotated[int | None, typer.Option(help="Rows a task in each step. Default: 8 from scratch, 32 pretrained.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Rows a task in each step. Default: 4 from scratch, 32 pretrained.")] = None,
     fold_methods: Annotated[
         str, typer.Option(help="Methods that unlearn the folds too; '' leaves scalability and sustainability out.")
-    ] = "ngdiff,ga,gdiff-0.5",
+    ] = "satimp:ngdiff/sgd,ga,gdiff-0.5",
     seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Output folder. Default: one in runs/, named by the options.")] = None,
 ) -> None:

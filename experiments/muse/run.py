@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -131,8 +132,8 @@ class MuseRun:
         epochs, batch, lr = s.epochs or schedule.epochs, s.finetune_batch or schedule.batch, s.finetune_lr or schedule.lr
         return replace(schedule, epochs=epochs, batch=batch, lr=lr)
 
-    def _unlearned(self, start: Path | str, texts: Texts, method: Method, level: float, prefix: str = "unlearn") -> Path:
-        """Folder of the model after the whole budget, and in it the first epoch whose KnowMem is at or below `level`."""
+    def _unlearned(self, start: Path | str, texts: Texts, method: Method, level: float | None, prefix: str = "unlearn") -> Path:
+        """Folder of the model after the whole budget; in it the first epoch whose KnowMem is at or below `level`, if one is given."""
         s, rows = self.settings, self._rows(texts)
         epoch = math.ceil(len(rows) / s.row_batch)
         inputs: dict[str, Any] = {"rows": text_hash(text.text for text in texts), "level": level}
@@ -144,7 +145,7 @@ class MuseRun:
             method,
             Plan(s.unlearn_epochs * epoch, s.row_batch),
             inputs,
-            Monitor(epoch, self._look, lambda look, best: best is None and look["knowmem"] <= level),
+            None if level is None else Monitor(epoch, self._look, partial(_first_at_or_below, level)),
             prefix,
         )
 
@@ -176,9 +177,10 @@ class MuseRun:
         for kind, folds in self.data.folds.items():
             start = target
             for number, texts in enumerate(folds, 1):
-                folder = self._unlearned(
-                    start, texts, method, level, f"{kind}-{number}" if kind == SUSTAINABILITY else "unlearn"
-                )
+                # All texts at once are the run of the table, looks and all. Elsewhere no epoch is selected, so none is looked at.
+                whole = kind == SCALABILITY and texts == self.data.forget
+                how: tuple[float | None, str] = (level, "unlearn") if whole else (None, f"{kind}-{number}")
+                folder = self._unlearned(start, texts, method, *how)
                 found = self._evaluate(f"{name}, {kind} {number}", folder)
                 texts_so_far = len(texts) if kind == SCALABILITY else sum(len(fold) for fold in folds[:number])
                 point = {"method": name, "kind": kind, "fold": number, "texts": texts_so_far}
@@ -228,3 +230,8 @@ class MuseRun:
         write_json(out / "manifest.json", made_with)
         write_text(out / "report.html", report.render_muse(results, steps, made_with))
         return results
+
+
+def _first_at_or_below(level: float, look: Look, best: Look | None) -> bool:
+    """MUSE's selection rule."""
+    return best is None and look["knowmem"] <= level

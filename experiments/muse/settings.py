@@ -12,7 +12,7 @@ from experiments.lm.pretrained import MUSE_CHUNK, MUSE_UNLEARNING
 from experiments.muse.sources import HUB_IDS
 from experiments.own_rules import load_rules
 
-LENGTH, BATCH, RATE = 384, 8, 1e-4  # of small models: tokens of a row, rows a task, and the rate of methods without their own
+LENGTH, BATCH, RATE = 384, 4, 1e-4  # of small models: tokens of a row, rows a task, and the rate of methods without their own
 PUBLISHED = "published"  # in the place of a model: the one that the benchmark's authors put on the hub
 
 
@@ -30,10 +30,10 @@ class Settings:
         length: tokens of a row at most; None takes 2048, or 384 for models from scratch.
         methods: as `experiments.tofu.settings.Settings`, but for those that teach refusals.
         own_rules: Python file that registers rules of the user's own, for `methods`.
-        base: base optimizer.
+        base: base optimizer of the methods without one.
         rate: learning rate of the methods without one; None takes MUSE's 1e-5, or 1e-4 for models from scratch.
         unlearn_epochs: passes over the forget rows; MUSE's are 10.
-        batch: rows a task in each step; None takes MUSE's 32, or 8 for models from scratch.
+        batch: rows a task in each step; None takes MUSE's 32, or 4 for models from scratch.
         fold_methods: those of `methods` that unlearn the folds too; empty leaves scalability and sustainability out.
         seed: of everything random.
     """
@@ -48,13 +48,13 @@ class Settings:
     target: str | None = None
     retrained: str | None = None
     length: int | None = None
-    methods: tuple[str, ...] = ("ngdiff", "npo:ngdiff", "ga", "gdiff-0.5", "npo", "simnpo")
+    methods: tuple[str, ...] = ("satimp:ngdiff/sgd", "ngdiff/sgd", "ga", "gdiff-0.5", "npo", "simnpo")
     own_rules: str | None = None
     base: str = "adamw"
     rate: float | None = None
     unlearn_epochs: int = 10
     batch: int | None = None
-    fold_methods: tuple[str, ...] = ("ngdiff", "ga", "gdiff-0.5")
+    fold_methods: tuple[str, ...] = ("satimp:ngdiff/sgd", "ga", "gdiff-0.5")
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ class Settings:
             parts, rate = parse(spec)
             automatic = AUTO if parts["rule"].startswith("ngdiff") else None
             fixed = self.rate or (MUSE_UNLEARNING.lr if self.model else RATE)
-            found[spec] = Method(base=self.base, lr=rate or automatic or fixed, **parts)
+            found[spec] = Method(base=parts.pop("base", self.base), lr=rate or automatic or fixed, **parts)
         return found
 
     @property

@@ -27,7 +27,7 @@ def tofu(
     methods: Annotated[
         str,
         typer.Option(
-            help="Separated by commas: [FORGET[+RETAIN]:]RULE, or a published method, with an optional @rate; or all. "
+            help="Separated by commas: [FORGET[+RETAIN]:]RULE, or a published method, each with optional /base, @rate; or all. "
             "E.g. ngdiff, npo:ngdiff, nll+kl:gdiff-0.5, simnpo@1e-4, ngdiff@auto:1e-3."
         ),
     ] = "ngdiff,ga,gdiff-0.9,gdiff-0.5,gdiff-0.1,lossnorm",

@@ -37,8 +37,8 @@ class Settings:
         template: of the prompt, see `encoding.TEMPLATES`; auto takes that of a model with a short name.
         size: of the model trained from scratch, see `models.SIZES`.
         epochs, finetune_batch, finetune_lr: fine-tuning; None takes the schedule of the kind of model.
-        methods: each [FORGET[+RETAIN]:]RULE, or the name of a published method, with an optional "@rate": "ngdiff",
-            "npo:ngdiff", "simnpo", "ga@1e-4", "ngdiff@auto:1e-3"; or "all" for every published one, see `methods.ALL`.
+        methods: each [FORGET[+RETAIN]:]RULE, or the name of a published method, with an optional "/base" and "@rate": "ngdiff",
+            "npo:ngdiff/sgd", "simnpo", "ga@1e-4", "ngdiff@auto:1e-3"; or "all" for every published one, see `methods.ALL`.
         own_rules: Python file that registers rules of the user's own, for `methods`.
         bases: base optimizers.
         rates: learning rates to try for the methods without one; the best is kept. Empty takes those of the base, see `GRIDS`.
@@ -204,6 +204,7 @@ class Settings:
         parts, rate = parse(spec)
         if rate is None and parts["rule"].startswith("ngdiff"):
             rate = AUTO
+        base = parts.pop("base", base)
         if self.unlearning:
             return [Method(base=base, lr=rate or self.unlearning.lr, **parts)]
         grid = self.rates or (GRIDS[base] if self.methods == ("all",) else GRIDS[base][:1])
