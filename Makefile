@@ -3,6 +3,7 @@
 PYTHON ?= python3
 DATA ?= synthetic
 SEED ?= 0
+PRESET ?= forget10
 PIP_ARGS ?=
 ARGS ?=
 
@@ -10,7 +11,7 @@ VENV := .venv
 READY := $(VENV)/ready
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup demo test bench theory theory-thorough theory-mutations lint format clean
+.PHONY: help setup demo muse full-size test bench theory theory-thorough theory-mutations lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -26,6 +27,15 @@ $(READY): requirements.txt pyproject.toml
 
 demo: $(READY) ## unlearn 2 of 20 authors and report; DATA=<folder of TOFU json files> or DATA=hub, SEED=, ARGS="..."
 	@$(RUN) -m experiments tofu --data "$(DATA)" --seed $(SEED) $(ARGS)
+
+muse: $(READY) ## unlearn 40 invented news articles by MUSE; DATA=hub or a folder, SEED=, ARGS="..."; 9 minutes on 2 cores
+	@$(RUN) -m experiments muse --data "$(DATA)" --seed $(SEED) $(ARGS)
+
+full-size: $(READY) ## all methods on TOFU's PRESET with a 100M-parameter model, 3 seeds, for one GPU; goes on when called again
+	@for seed in 0 1 2; do \
+	  $(RUN) -m experiments tofu --data "$(DATA)" --preset $(PRESET) --size 100m --methods all --finetune-batch 64 \
+	    --steps 120 --batch 32 --seed $$seed --out runs/full-$(PRESET)-$$seed $(ARGS) || exit; done
+	@$(RUN) -m experiments summary runs/full-$(PRESET)-[012] --out runs/full-$(PRESET)
 
 test: $(READY) ## run every test
 	@$(RUN) -m pytest

@@ -133,7 +133,7 @@ class MuseRun:
         return replace(schedule, epochs=epochs, batch=batch, lr=lr)
 
     def _unlearned(self, start: Path | str, texts: Texts, method: Method, level: float | None, prefix: str = "unlearn") -> Path:
-        """Folder of the model after the whole budget; in it the first epoch whose KnowMem is at or below `level`, if one is given."""
+        """Folder of the model after the whole budget; in it, with a `level`, the first epoch whose KnowMem is at or below it."""
         s, rows = self.settings, self._rows(texts)
         epoch = math.ceil(len(rows) / s.row_batch)
         inputs: dict[str, Any] = {"rows": text_hash(text.text for text in texts), "level": level}
@@ -177,7 +177,7 @@ class MuseRun:
         for kind, folds in self.data.folds.items():
             start = target
             for number, texts in enumerate(folds, 1):
-                # All texts at once are the run of the table, looks and all. Elsewhere no epoch is selected, so none is looked at.
+                # All texts at once are the run of the table. Elsewhere no epoch is selected, so none is looked at.
                 whole = kind == SCALABILITY and texts == self.data.forget
                 how: tuple[float | None, str] = (level, "unlearn") if whole else (None, f"{kind}-{number}")
                 folder = self._unlearned(start, texts, method, *how)

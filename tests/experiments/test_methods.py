@@ -29,6 +29,13 @@ def test_a_method_is_taken_apart(spec, forget, retain, rule, rate):
     assert parse(spec) == ({"forget": forget, "retain": retain, "rule": rule}, rate)
 
 
+@pytest.mark.parametrize(("spec", "base", "rate"), [("satimp:ngdiff/sgd", "sgd", None), ("npo/momentum@0.1", "momentum", 0.1)])
+def test_a_method_may_name_its_base(spec, base, rate):
+    parts, found = parse(spec)
+    assert (parts.pop("base"), found) == (base, rate)
+    assert parts == parse(spec.split("/")[0])[0]
+
+
 @pytest.mark.parametrize(("name", "gamma", "alpha"), [("simnpo", 0.125, 1.0), ("satimp", 0.1, 1.0), ("npo", 1.0, 1.0)])
 def test_published_weights(name, gamma, alpha):
     """c g_R - (1 - c) g_F is a multiple of alpha g_R - gamma g_F."""
@@ -55,6 +62,8 @@ def test_names_are_told_apart():
         ("ngdiff@nan", "'nan' where a learning rate"),
         ("ngdiff@auto:-1", "'auto:-1' where"),
         ("ngdiff@1e-4:auto", "'1e-4:auto' where"),
+        ("ngdiff/lion", "'lion' as base optimizer; choose one of sgd"),
+        ("ngdiff/@auto", "'' as base optimizer"),
     ],
 )
 def test_bad_methods_are_one_line(spec, message):

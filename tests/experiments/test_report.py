@@ -115,6 +115,18 @@ def test_how_a_run_ended_and_what_it_combined_is_said():
     assert "nll / nll" not in text
 
 
+def test_looks_and_memory_are_shown():
+    seen = [{"step": 2 * i, "forget_probability": 0.8 / i, "retain_probability": 0.9} for i in (1, 2)]
+    ngdiff = model("ngdiff", method=method(looks=seen, kept=2))
+    ngdiff["metrics"]["privacy"] = {"auc": {"min_k": 0.875}, "privleak": -75.0}
+    ngdiff["metrics"]["sets"]["forget"] |= {"extraction_strength": 0.625, "rouge_right": 0.375}
+    html = render(*run(ngdiff))
+    assert "forget probability, on a few rows against step: ngdiff from 0.800 to 0.400" in html
+    text = " ".join(" ".join(Page(html).text).split())
+    assert all(number in text for number in ("kept: step 2", "-75.0", "0.875", "0.625", "0.375"))
+    assert "Looks while unlearning" not in render(*several())
+
+
 def test_tags_balance_and_ids_are_unique():
     ids = [attributes["id"] for _, attributes in Page(render(*several())).elements if "id" in attributes]
     assert len(ids) == len(set(ids)) > 0

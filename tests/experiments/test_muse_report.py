@@ -1,0 +1,101 @@
+"""The page of a MUSE run: both states of a method, untrusted text stays text, tags balance, equal input gives equal bytes."""
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from test_report import HOSTILE, Page
+
+from experiments.report import render_muse
+from experiments.report.text import visible
+
+METRICS = {"verbmem": 0.9, "knowmem": 0.8, "utility": 0.7, "auc": 0.99, "privleak": -98.0}
+METRICS |= {f"{name}_recall": 0.5 for name in ("verbmem", "knowmem", "utility")}
+
+
+def model(name: str, kind: str = "method", **metrics: Any) -> dict[str, Any]:
+    row = {"prompt": f"{name} begins", "truth": "so it was", "generation": "so it is", "f1": 0.667, "recall": 0.6}
+    rows = {part: [row] * 9 for part in ("passages", "forget", "seen")}
+    found = {"name": name, "kind": kind, "method": None, "selected": None, "metrics": METRICS | metrics, "rows": rows}
+    if kind == "method":
+        looks = [{"step": 5 * i, "knowmem": 0.8 / i} for i in (1, 2, 3)]
+        found["method"] = {"rule": "ngdiff", "forget": "nll", "retain": "nll", "base": "sgd", "learning_rate": "auto"}
+        found["method"] |= {"steps": 15, "skipped_steps": 0, "looks": looks}
+        found["selected"] = {"epoch": 2, "metrics": METRICS | {"knowmem": 0.125, "utility": 0.35}, "rows": rows}
+    return found
+
+
+def run(*methods: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
+    models = [model("target", "start"), model("retrained", "reference", privleak=None), *methods]
+    kinds = [(kind, fold) for kind in ("scalability", "sustainability") for fold in (1, 2, 3, 4)]
+    folds = [
+        {
+            "method": m["name"],
+            "kind": kind,
+            "fold": fold,
+            "texts": 10 * fold,
+            "metrics": METRICS | {"utility": 0.7 - 0.1 * fold},
+        }
+        for m in methods
+        for kind, fold in kinds
+    ]
+    steps = [
+        {"method": m["name"], "step": i, "retain_loss": 0.1, "forget_loss": 0.1 * 2**i, "lr": 0.1}
+        for m in methods
+        for i in range(3)
+    ]
+    return {"settings": {"data": "synthetic"}, "models": models, "folds": folds}, steps, {"seed": 0}
+
+
+def words(html: str) -> str:
+    return " ".join(" ".join(Page(html).text).split())
+
+
+def test_both_states_of_a_method_are_shown() -> None:
+    found = words(render_muse(*run(model("ngdiff", knowmem=0.0))))
+    assert "epoch 2" in found
+    assert "last epoch" in found
+    assert "none selected" not in found
+    lead = found.split("Results")[0]
+    assert all(text in lead for text in ("50.0%", "0.800", "0.125"))  # as selected: utility 0.35 of 0.7
+
+
+def test_a_method_that_never_reaches_the_level_says_so() -> None:
+    ngdiff = model("ngdiff")
+    ngdiff["selected"] = None
+    assert "last epoch, none selected" in words(render_muse(*run(ngdiff)))
+
+
+def test_folds_are_drawn_from_the_target_on() -> None:
+    html = render_muse(*run(model("ngdiff"), model("ga")))
+    assert html.count("utility against texts forgotten: ngdiff from 0.700 to 0.300, ga from 0.700 to 0.300") == 2
+    assert "forget KnowMem against epoch: ngdiff from 0.800 to 0.267" in html
+
+
+def test_a_run_without_folds_or_ngdiff() -> None:
+    results, steps, manifest = run()
+    found = words(render_muse(results | {"folds": []}, steps, manifest))
+    assert "no model unlearned with NGDiff" in found
+    assert "Scalability" not in found
+
+
+def test_tags_balance_bytes_are_equal_and_nothing_is_loaded() -> None:
+    arguments = run(model("ngdiff"), model("ga", privleak=None, utility=None))
+    html = render_muse(*deepcopy(arguments))
+    assert html == render_muse(*arguments)
+    for tag, attributes in Page(html).elements:
+        assert tag not in {"script", "link", "img", "iframe", "object"}
+        assert "src" not in attributes
+    assert html.count("://") == html.count('<a href="https://arxiv.org/') > 0
+
+
+@pytest.mark.parametrize("where", ["name", "text"])
+def test_hostile_text_is_escaped_and_visible(where: str) -> None:
+    subject = model(HOSTILE if where == "name" else "ngdiff")
+    row = {"prompt": HOSTILE, "truth": HOSTILE, "generation": HOSTILE, "f1": 0.1, "recall": 0.1}
+    subject["selected"]["rows"] = dict.fromkeys(("passages", "forget", "seen"), [row] * 9)
+    html = render_muse(*run(subject))
+    page = Page(html.encode().decode())
+    assert not {"script", "img"} & {tag for tag, _ in page.elements}
+    assert not set(html) & set("\x1b\x9b\u202e\ud800")
+    assert visible(HOSTILE) in "".join(page.text)
