@@ -16,7 +16,7 @@ def muse(
         str | None, typer.Option(help="Hub id or folder of a pretrained model. Default: train from scratch.")
     ] = None,
     size: Annotated[str, typer.Option(help="Size of the model trained from scratch: 1m, 3m, 12m or 100m.")] = "1m",
-    epochs: Annotated[int | None, typer.Option(help="Epochs of training. Default: 14 from scratch, 5 pretrained.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of training. Default: 20 from scratch, 5 pretrained.")] = None,
     finetune_batch: Annotated[int | None, typer.Option(help="Rows a step. Default: 4 from scratch, 32 pretrained.")] = None,
     finetune_lr: Annotated[float | None, typer.Option(help="Peak rate. Default: 2e-3 from scratch, 1e-5 pretrained.")] = None,
     target: Annotated[

@@ -34,7 +34,7 @@ from experiments.stages import read_json, write_json, write_text
 
 TARGET, RETRAINED = "target", "retrained"
 # Of models from scratch: what it takes to know every text by heart, and to find its facts by the question.
-TRAINING = replace(FROM_SCRATCH, epochs=14, batch=4)
+TRAINING = replace(FROM_SCRATCH, epochs=20, batch=4)
 
 
 class MuseRun:

@@ -1,0 +1,120 @@
+"""Finished MUSE runs side by side: a table of both states of every method, the folds, and a picture of the folds."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.errors import UserError
+from experiments.report.muse_views import KINDS
+from experiments.stages import read_json, write_json, write_text
+
+METRICS = ("verbmem", "knowmem", "utility", "privleak", "auc", "verbmem_recall", "knowmem_recall", "utility_recall")
+COLUMNS = ("corpus", "seed", "model", "state", "base", "learning_rate", "steps", "skipped_steps", *METRICS)
+FOLD_COLUMNS = ("corpus", "seed", "method", "kind", "fold", "texts", *METRICS)
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+PANELS = (("utility", "utility (more is better)"), ("knowmem", "forget KnowMem (less is better)"))
+
+
+def summarize(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]:
+    """Write runs.csv, folds.csv, manifests.json and folds.png for finished runs.
+
+    Args:
+        folders: output folders of runs, at least one.
+        out: where to write; made if absent.
+
+    Returns:
+        One row a model, state and run, with the columns of runs.csv.
+
+    Raises:
+        UserError: a folder holds no finished run of MUSE.
+    """
+    runs = [_read(folder) for folder in folders]
+    rows = [row for results, _ in runs for row in _rows(results)]
+    folds = [row for results, _ in runs for row in _fold_rows(results)]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: {str(out)!r} cannot be made ({error.strerror}); give another folder") from None
+    write_text(out / "runs.csv", _csv(COLUMNS, rows))
+    write_json(out / "manifests.json", {str(folder): run[1] for folder, run in zip(folders, runs, strict=True)})
+    if folds:
+        write_text(out / "folds.csv", _csv(FOLD_COLUMNS, folds))
+        picture(folds, rows).savefig(out / "folds.png", dpi=150)
+    return rows
+
+
+def picture(folds: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Utility and KnowMem against the number of texts forgotten: means over seeds, with their range."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    for axes_of_kind, (kind, title) in zip(figure.subplots(2, len(PANELS), sharex=True, sharey=True), KINDS.items(), strict=True):
+        for axes, (name, label) in zip(axes_of_kind, PANELS, strict=True):
+            start = [row[name] for row in rows if row["model"] == "target"]
+            _panel(axes, [row for row in folds if row["kind"] == kind], name, start)
+            axes.set(title=title if name == "utility" else "", ylabel=label, xlabel="texts forgotten", ylim=(-0.03, 1.03))
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _panel(axes: Axes, folds: Sequence[Mapping[str, Any]], name: str, start: Sequence[float]) -> None:
+    for method, colour in zip(dict.fromkeys(row["method"] for row in folds), COLOURS, strict=False):
+        values: dict[int, list[float]] = {0: list(start)}
+        for row in folds:
+            if row["method"] == method:
+                values.setdefault(row["texts"], []).append(row[name])
+        texts = sorted(values)
+        axes.plot(texts, [fmean(values[n]) for n in texts], "o-", color=colour, label=method, markersize=4)
+        axes.fill_between(texts, [min(values[n]) for n in texts], [max(values[n]) for n in texts], color=colour, alpha=0.15)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        results, manifest = read_json(folder / "results.json"), read_json(folder / "manifest.json")
+        if results["benchmark"] != "muse":
+            raise ValueError("of another benchmark")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{folder}: no finished run of MUSE ({error!r}); give output folders of `experiments muse`") from None
+    return results, manifest
+
+
+def _rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for model in results["models"]:
+        method = model["method"] or {}
+        common = _common(results) | {"model": model["name"]}
+        common |= {name: method.get(name, "") for name in ("base", "learning_rate", "steps", "skipped_steps")}
+        if model["selected"]:
+            rows.append(common | {"state": f"epoch {model['selected']['epoch']}"} | _metrics(model["selected"]["metrics"]))
+        rows.append(common | {"state": "last epoch" if method else ""} | _metrics(model["metrics"]))
+    return rows
+
+
+def _fold_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    named = ("method", "kind", "fold", "texts")
+    return [_common(results) | {name: p[name] for name in named} | _metrics(p["metrics"]) for p in results["folds"]]
+
+
+def _common(results: Mapping[str, Any]) -> dict[str, Any]:
+    settings = results["settings"]
+    corpus = settings["corpus"] if settings["data"] != "synthetic" else f"synthetic {settings['corpus']}"
+    return {"corpus": corpus, "seed": settings["seed"]}
+
+
+def _metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: metrics[name] for name in METRICS}
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
