@@ -133,7 +133,7 @@ class MuseRun:
         return replace(schedule, epochs=epochs, batch=batch, lr=lr)
 
     def _unlearned(self, start: Path | str, texts: Texts, method: Method, level: float | None, prefix: str = "unlearn") -> Path:
-        """Folder of the model after the whole budget; in it, with a `level`, the first epoch whose KnowMem is at or below it."""
+        """Folder of the model after the whole budget; with a `level`, in it the first epoch whose KnowMem is at most that."""
         s, rows = self.settings, self._rows(texts)
         epoch = math.ceil(len(rows) / s.row_batch)
         inputs: dict[str, Any] = {"rows": text_hash(text.text for text in texts), "level": level}

@@ -49,10 +49,20 @@ def summarize(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a finished run of MUSE."""
+    try:
+        return read_json(folder / "results.json")["benchmark"] == "muse"
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
 def picture(folds: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Utility and KnowMem against the number of texts forgotten: means over seeds, with their range."""
     figure = Figure(figsize=(9, 6), layout="constrained")
-    for axes_of_kind, (kind, title) in zip(figure.subplots(2, len(PANELS), sharex=True, sharey=True), KINDS.items(), strict=True):
+    for axes_of_kind, (kind, title) in zip(
+        figure.subplots(2, len(PANELS), sharex=True, sharey=True), KINDS.items(), strict=True
+    ):
         for axes, (name, label) in zip(axes_of_kind, PANELS, strict=True):
             start = [row[name] for row in rows if row["model"] == "target"]
             _panel(axes, [row for row in folds if row["kind"] == kind], name, start)
@@ -76,13 +86,9 @@ def _panel(axes: Axes, folds: Sequence[Mapping[str, Any]], name: str, start: Seq
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    try:
-        results, manifest = read_json(folder / "results.json"), read_json(folder / "manifest.json")
-        if results["benchmark"] != "muse":
-            raise ValueError("of another benchmark")
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{folder}: no finished run of MUSE ({error!r}); give output folders of `experiments muse`") from None
-    return results, manifest
+    if not is_run(folder) or not (folder / "manifest.json").is_file():
+        raise UserError(f"{folder}: no finished run of MUSE; give output folders of `experiments muse`")
+    return read_json(folder / "results.json"), read_json(folder / "manifest.json")
 
 
 def _rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:

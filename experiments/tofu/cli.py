@@ -175,14 +175,3 @@ def bench_eval(
     console.print(f"{found['speedup']:.1f} x faster than one row at a time, {agree};", highlight=False)
     console.print(f"NLLs within {found['largest_difference_of_nll']:.1g} nats; all metrics cost {found['cost_of_all']:.2f} x.")
     console.print(f"Figures: {out / 'bench.json'}", soft_wrap=True, highlight=False)
-
-
-def summary(
-    runs: Annotated[list[Path], typer.Argument(help="Output folders of finished runs.")],
-    out: Annotated[Path, typer.Option(help="Folder for runs.csv, table.md, manifests.json and the pictures.")],
-) -> None:
-    """Put finished runs side by side in one CSV and one picture."""
-    from experiments.tofu.summary import summarize
-
-    rows = summarize(runs, out)
-    Console().print(f"{len(rows)} rows: {out / 'runs.csv'}", soft_wrap=True, highlight=False)

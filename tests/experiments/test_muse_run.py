@@ -1,5 +1,6 @@
 """A whole MUSE run, small: what it leaves, which states it shows, what its folds unlearn, what an interruption costs."""
 
+import csv
 import json
 import sys
 from io import StringIO
@@ -21,6 +22,7 @@ from experiments.muse import run as muse_run
 from experiments.muse import synthetic
 from experiments.muse.run import MuseRun
 from experiments.muse.settings import Settings
+from experiments.muse.summary import summarize
 from experiments.muse.table import results_table
 from experiments.progress import Progress
 
@@ -158,6 +160,20 @@ def test_two_runs_of_one_command_are_identical(finished: Path, corpus: Path, tmp
     run(tmp_path, corpus).run()
     for name in ("results.json", "metrics.jsonl", "config.yaml"):
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_summary_has_both_states_and_the_folds(finished: Path, tmp_path: Path) -> None:
+    rows = summarize([finished], tmp_path)
+    written = list(csv.DictReader((tmp_path / "runs.csv").read_text().splitlines()))
+    assert [(row["model"], row["state"]) for row in written] == [(row["model"], row["state"]) for row in rows]
+    models_ = results(finished)["models"]
+    assert len(rows) == len(models_) + sum(model["selected"] is not None for model in models_)
+    assert float(written[0]["knowmem"]) == models_[0]["metrics"]["knowmem"]
+    folds = list(csv.DictReader((tmp_path / "folds.csv").read_text().splitlines()))
+    assert [int(row["texts"]) for row in folds] == [2, 4, 6, 8] * 2
+    assert (tmp_path / "folds.png").stat().st_size > 10_000
+    with pytest.raises(UserError, match="no finished run of MUSE"):
+        summarize([tmp_path], tmp_path / "other")
 
 
 @pytest.mark.parametrize("broken", ["finetune", "evaluate", "unlearn"])
