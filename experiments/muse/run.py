@@ -177,9 +177,10 @@ class MuseRun:
         for kind, folds in self.data.folds.items():
             start = target
             for number, texts in enumerate(folds, 1):
-                # All texts at once are the run of the table. Elsewhere no epoch is selected, so none is looked at.
+                # All texts at once are the run of the table. Elsewhere no epoch is selected, so none is looked at; the first
+                # fold of both kinds is one run.
                 whole = kind == SCALABILITY and texts == self.data.forget
-                how: tuple[float | None, str] = (level, "unlearn") if whole else (None, f"{kind}-{number}")
+                how: tuple[float | None, str] = (level, "unlearn") if whole else (None, "fold")
                 folder = self._unlearned(start, texts, method, *how)
                 found = self._evaluate(f"{name}, {kind} {number}", folder)
                 texts_so_far = len(texts) if kind == SCALABILITY else sum(len(fold) for fold in folds[:number])
