@@ -5,7 +5,6 @@ forget text: 1 means memorised, 1/2 that the two cannot be told apart, and 0 tha
 ones, which is unlearned too much.
 """
 
-import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,15 +74,15 @@ def attacks(
     return found
 
 
-def priv_leak(auc_min_k: float, reference: float = CHANCE) -> float:
+def priv_leak(auc_min_k: float, reference: float = CHANCE) -> float | None:
     """PrivLeak = 100 (a - a_ref) / a_ref with a = 1 - AUC of Min-K: near 0 is best, -100 is memorised.
 
     A positive value: unlearned too much. a is the AUC with forget as 1, as MUSE has it (arXiv 2407.06460, section 3).
 
     Args:
         auc_min_k: of the unlearned model.
-        reference: of the model trained without the forget texts; or chance.
+        reference: of the model trained without the forget texts; or chance. At 1, with a_ref = 0, nothing can be said: None.
     """
     if reference == 1:
-        return 0.0 if auc_min_k == 1 else math.inf
+        return None
     return 100 * ((1 - auc_min_k) / (1 - reference) - 1)

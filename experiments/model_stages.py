@@ -133,7 +133,7 @@ class ModelStages:
                 steps = unlearn(
                     model, rows(), method, plan.steps, plan.batch, generator, on_step,
                     cache=cache, stopping=stopping, check_every=plan.check_every, timing=timing, monitor=monitor,
-                    **({"factor": plan.schedule.factor} if plan.schedule else {}),
+                    schedule=plan.schedule,
                 )  # fmt: skip
                 records = list(steps)
             self._save(model, folder)
@@ -194,7 +194,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def key_of(folder: Path | str) -> str:
-    """What tells one model from another, fit for the name of a stage: its own stage, or its name on the hub."""
+    """What tells one model from another, fit for the name of a stage: its own stage, or a hash of its name on the hub."""
     if isinstance(folder, str):
-        return folder.replace("/", "-")
+        return f"given-{json_hash(folder)[:16]}"
     return f"{folder.parent.name}-{KEPT}" if folder.name == KEPT else folder.name

@@ -1,7 +1,7 @@
 """How fast the parts of an evaluation were."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -27,7 +27,7 @@ class Speed:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def tokens_per_second(speeds: Sequence[Speed]) -> dict[str, int]:
+def tokens_per_second(speeds: Collection[Speed]) -> dict[str, int]:
     """Part of the evaluation -> tokens read or written a second, over all evaluations."""
     parts = {part for speed in speeds for part in speed.tokens}
     return {

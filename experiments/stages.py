@@ -25,7 +25,7 @@ class Stages:
         common: inputs of every stage, such as the versions of the libraries.
 
     Attributes:
-        seconds: stage name -> wall time, for all stages asked for; of cached ones, what they took when they were computed.
+        seconds: folder of the stage -> wall time, for all stages asked for; of cached ones, when they were computed.
         computed: names of the stages that were not cached.
     """
 
@@ -60,7 +60,7 @@ class Stages:
             os.replace(temporary, final)
             _sync(self.root)
             self.computed.append(name)
-        self.seconds[name] = read_json(final / "stage.json")["seconds"]
+        self.seconds[final.name] = read_json(final / "stage.json")["seconds"]
         return final
 
 

@@ -44,6 +44,17 @@ def _apart(examples: Sequence[Example], longest: int) -> dict[str, Tensor]:
     return {"position_ids": columns - begins.cummax(1).values}
 
 
+def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask, each (rows, longest row), of rows that end in the last column."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), longest), pad)
+    mask = torch.zeros_like(ids)
+    for i, prompt in enumerate(prompts):
+        ids[i, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[i, longest - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
+
+
 def length_sorted(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
     """Indices in batches of similar length, longest first, each batch at most `tokens` in size when padded.
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from experiments.lm.batches import in_batches
+from experiments.lm.batches import in_batches, left_padded
 from experiments.lm.devices import autocast
 
-TOKENS = 32768  # cache entries a batch: rows x (prompt + new tokens)
+TOKENS = 65536  # cache entries a batch: more rows are fewer steps, until copying the cache costs more than they save
+CACHE = 4 << 30  # bytes that the cache of a batch may take, of large models
 PREFIX = 32  # tokens that all prompts of a batch must share before they are read once for all
 
 
@@ -27,17 +27,27 @@ def greedy(model: Any, prompts: Sequence[Sequence[int]], eos: int, pad: int, max
         with autocast(model.device):
             return _greedy_batch(model, [prompts[i] for i in indices], eos, pad, max_new_tokens)
 
-    for indices, batch in in_batches([len(prompt) + max_new_tokens for prompt in prompts], TOKENS, compute):
+    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    for indices, batch in in_batches(lengths, max(1, min(TOKENS, CACHE // cache_bytes(model))), compute):
         for i, ids in zip(indices, batch, strict=True):
             result[i] = ids
     return result
+
+
+def cache_bytes(model: Any) -> int:
+    """Bytes of the keys and values of one token."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = 2 if model.device.type == "cuda" else model.dtype.itemsize  # autocast computes in bfloat16
+    return int(2 * config.num_hidden_layers * heads * head * size)
 
 
 def _greedy_batch(model: Any, prompts: list[Sequence[int]], eos: int, pad: int, max_new_tokens: int) -> list[list[int]]:
     rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
     result: list[list[int]] = [[] for _ in prompts]
     cache, shared = _read_shared(model, prompts)
-    ids, mask = _left_padded([prompt[shared:] for prompt in prompts], pad, model.device)
+    ids, mask = left_padded([prompt[shared:] for prompt in prompts], pad, model.device)
     mask = torch.cat([mask.new_ones(len(prompts), shared), mask], dim=1)
     for _ in range(max_new_tokens):
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -78,13 +88,3 @@ def _read_shared(model: Any, prompts: list[Sequence[int]]) -> tuple[Any, int]:
     cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
     cache.batch_repeat_interleave(len(prompts))
     return cache, shared
-
-
-def _left_padded(prompts: list[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), longest), pad)
-    mask = torch.zeros_like(ids)
-    for i, prompt in enumerate(prompts):
-        ids[i, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[i, longest - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)

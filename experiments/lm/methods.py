@@ -60,15 +60,15 @@ class Method:
         """Whether an objective compares with the model before unlearning."""
         return bool(FORGET[self.forget].reference or RETAIN[self.retain].reference)
 
-    def optimizer(self, model: Any) -> TwoTaskOptimizer:
-        """A fresh optimizer over the model's parameters."""
+    def optimizer(self, model: Any, weight_decay: float = 0.0) -> TwoTaskOptimizer:
+        """A fresh optimizer over the model's parameters; weight decay as torch's base of that name has it."""
         lr: float | AutoLearningRate
         if isinstance(self.lr, str):
             word, initial = split_rate(self.lr)
             lr = AutoLearningRate(mode=MODES[word]) if initial is None else AutoLearningRate(initial, mode=MODES[word])
         else:
             lr = self.lr
-        options: dict[str, Any] = {"base": self.base} | BASES[self.base]
+        options: dict[str, Any] = {"base": self.base, "weight_decay": weight_decay} | BASES[self.base]
         return TwoTaskOptimizer(model.parameters(), rule=self.rule, lr=lr, **options)
 
 

@@ -135,6 +135,15 @@ def positions(source: str | None, size: str) -> int:
     return int(getattr(_config(source), "max_position_embeddings", sys.maxsize))
 
 
+# Position by alibi, or a mask made without position ids: documents in one row would see each other.
+_ONE_DOCUMENT_A_ROW = ("falcon", "bloom", "mpt")
+
+
+def holds_several_documents(source: str | None) -> bool:
+    """Whether several documents in one row stay apart in this model; None is one trained from scratch."""
+    return source is None or _config(source).model_type not in _ONE_DOCUMENT_A_ROW
+
+
 def load_model(source: str | Path, device: torch.device) -> Any:
     """A causal language model with float32 weights on `device`, in evaluation mode.
 

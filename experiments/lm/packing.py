@@ -18,7 +18,7 @@ def document(ids: Sequence[int], length: int) -> Example:
     return Example(tuple(ids[:length]), 1)
 
 
-def packed(documents: Iterable[Sequence[int]], length: int) -> list[Example]:
+def packed(documents: Iterable[Sequence[int]], length: int, together: bool = True) -> list[Example]:
     """Documents cut into pieces of at most `length` tokens, and the pieces put together into rows of at most that.
 
     Each piece goes to the first row that has room. In every piece all but the first token are scored; attention and positions
@@ -27,6 +27,7 @@ def packed(documents: Iterable[Sequence[int]], length: int) -> list[Example]:
     Args:
         documents: token ids of each.
         length: tokens a row at most, at least 2.
+        together: False for models that cannot keep documents apart: each piece is a row.
     """
     if length < 2:
         raise ValueError(f"packed: length = {length}; give at least 2, for the first token of a piece is not scored")
@@ -36,7 +37,8 @@ def packed(documents: Iterable[Sequence[int]], length: int) -> list[Example]:
         for piece in (ids[i : i + length] for i in range(0, len(ids), length)):
             if len(piece) < 2:  # a last token alone, which nothing predicts
                 continue
-            row = next((i for i, free in enumerate(room) if free >= len(piece)), len(rows))
+            fitting = (i for i, free in enumerate(room) if together and free >= len(piece))
+            row = next(fitting, len(rows))
             if row == len(rows):
                 rows.append([])
                 room.append(length)

@@ -5,8 +5,8 @@ paper; "open-unlearning" is github.com/locuslab/open-unlearning (configs/model, 
 in bfloat16 with weights kept in float32, as `devices.autocast` does on a GPU.
 """
 
+import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from experiments.lm.training import PRETRAINED, Schedule
 
@@ -112,6 +112,6 @@ def resolve(name: str | None) -> Pretrained | None:
 
     A folder of that name goes first, as it does in transformers.
     """
-    if name is None or Path(name).is_dir():
+    if name is None or os.path.isdir(name):  # which is False, and no error, for a name that the system refuses
         return None
     return PRETRAINED_MODELS.get(name.lower())

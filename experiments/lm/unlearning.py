@@ -16,6 +16,7 @@ from experiments.lm.methods import BASES, GEN, Method, split_rate
 from experiments.lm.monitor import Monitor
 from experiments.lm.objectives import FORGET, RETAIN, TaskLoss
 from experiments.lm.scoring import answer_nll
+from experiments.lm.training import Schedule
 from ngdiff import AutoLearningRate, ReferenceCache, StoppingCriteria, TwoTaskOptimizer
 
 OWN = 0x5EED  # turns a run's seed into that of what one method alone draws, so that all methods see the same rows
@@ -83,7 +84,7 @@ def unlearn(
     check_every: int = 10,
     timing: Timing | None = None,
     monitor: Monitor | None = None,
-    factor: Callable[[int, int], float] = lambda step, steps: 1.0,
+    schedule: Schedule | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Unlearn in place, and yield a record of each step after it is taken.
 
@@ -102,7 +103,7 @@ def unlearn(
         stopping: looks at the model every `check_every` steps, and after the last.
         timing: filled in.
         monitor: looks at the model now and then; its time is not the run's.
-        factor: of (step, steps), what a constant rate is multiplied by; an automatic one sets itself.
+        schedule: whose warm-up and decay constant rates follow (an automatic one sets itself), and whose weight decay is used.
 
     Yields:
         step, both losses (before the step), both gradient norms, cosine, c (weight of the retain task in the paper's
@@ -110,7 +111,7 @@ def unlearn(
     """
     begin, timing, watching = time.perf_counter(), timing or Timing(), 0.0
     model.train()
-    run = _Run(model, rows, method, batch, generator, cache)
+    run = _Run(model, rows, method, batch, generator, cache, schedule.weight_decay if schedule else 0.0)
     for step in range(steps + 1):
         if monitor is not None:
             before = time.perf_counter()
@@ -122,8 +123,8 @@ def unlearn(
             model.train()
         if step == steps:
             break
-        if isinstance(method.lr, float):
-            run.optimizer.param_groups[0]["lr"] = method.lr * factor(step, steps)
+        if schedule and isinstance(method.lr, float):
+            run.optimizer.param_groups[0]["lr"] = method.lr * schedule.factor(step, steps)
         yield {"step": step, **run.step(timing)}
         on_step(step + 1, steps)
     model.eval()
@@ -134,7 +135,14 @@ class _Run:
     """The state of a run between two steps."""
 
     def __init__(
-        self, model: Any, rows: Rows, method: Method, batch: int, generator: torch.Generator, cache: ReferenceCache | None
+        self,
+        model: Any,
+        rows: Rows,
+        method: Method,
+        batch: int,
+        generator: torch.Generator,
+        cache: ReferenceCache | None,
+        weight_decay: float,
     ):
         self.model, self.rows, self.batch, self.generator = model, rows, batch, generator
         self.own = torch.Generator().manual_seed(generator.initial_seed() ^ OWN)
@@ -143,7 +151,7 @@ class _Run:
         self.forget = TaskLoss(FORGET[method.forget], model, rows.forget, rows.refusals, rows.pad, cache, u)
         self.probed = TaskLoss(RETAIN["nll"], model, rows.retain, None, rows.pad, None)
         self.passes = _passes(len(rows.forget), batch, generator)
-        self.optimizer = _optimizer(model, method)
+        self.optimizer = _optimizer(model, method, weight_decay)
 
     def step(self, timing: Timing) -> dict[str, Any]:
         """One step, and its record."""
@@ -182,12 +190,12 @@ class _Run:
         return BatchEncoding(collate([self.rows.retain[i] for i in other], self.rows.pad, self.model.device))
 
 
-def _optimizer(model: Any, method: Method) -> TwoTaskOptimizer | GenOptimizer:
+def _optimizer(model: Any, method: Method, weight_decay: float) -> TwoTaskOptimizer | GenOptimizer:
     if isinstance(method.lr, str) and method.lr.startswith(GEN):
         _, initial = split_rate(method.lr)
         options: dict[str, Any] = {"base": method.base} | BASES[method.base]
         return GenOptimizer(model, method.rule, lr=initial or AutoLearningRate().initial, **options)
-    return method.optimizer(model)
+    return method.optimizer(model, weight_decay)
 
 
 def _refreshes(optimizer: TwoTaskOptimizer | GenOptimizer) -> int:

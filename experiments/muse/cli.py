@@ -37,8 +37,9 @@ def muse(
     unlearn_epochs: Annotated[int, typer.Option(help="Passes over the forget texts.")] = 10,
     batch: Annotated[int | None, typer.Option(help="Rows a task in each step. Default: 4 from scratch, 32 pretrained.")] = None,
     fold_methods: Annotated[
-        str, typer.Option(help="Methods that unlearn the folds too; '' leaves scalability and sustainability out.")
-    ] = "satimp:ngdiff/sgd,ga,gdiff-0.5",
+        str | None,
+        typer.Option(help="Methods that unlearn the folds too; '' for none. Default: NGDiff, GA and GDiff of the above."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Output folder. Default: one in runs/, named by the options.")] = None,
 ) -> None:
@@ -67,7 +68,7 @@ def muse(
         rate=rate,
         unlearn_epochs=unlearn_epochs,
         batch=batch,
-        fold_methods=split(fold_methods),
+        fold_methods=None if fold_methods is None else split(fold_methods),
         seed=seed,
     )
     source = data if data in ("synthetic", "hub") else Path(data).resolve().name

@@ -7,11 +7,12 @@ from typing import Any
 from experiments.lm.generation import greedy
 from experiments.lm.packing import document, encode_text
 from experiments.lm.scoring import answer_scores
-from experiments.muse.data import Knowledge, MuseData, Passage
+from experiments.muse.data import Knowledge, MuseData, Passage, Question
 from experiments.muse.metrics import Evaluation, Written, cut
 from experiments.speed import Speed
 
 PASSAGE_TOKENS, ANSWER_TOKENS = 128, 32  # written at most: those of the benchmark
+ATTACKED = ("forget", "holdout")  # PrivLeak reads no more
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Reader:
 
     def written(self, prompts: Sequence[str], tokens: int) -> list[list[int]]:
         """At most `tokens` ids after each prompt."""
-        ids = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
+        ids = [encode_text(self.tokenizer, prompt)[:-1] for prompt in prompts]  # begun as the texts are, and not ended
         return greedy(self.model, ids, int(self.tokenizer.eos_token_id), self.pad, tokens)
 
     def text(self, ids: Sequence[int]) -> str:
@@ -56,7 +57,7 @@ def evaluate(
         passages, written = continued(reader, data.passages)
         forget, more = answered(reader, data.forget_knowledge)
         seen, most = answered(reader, data.seen_knowledge)
-    members = {name: [_row(reader, text.text) for text in texts] for name, texts in data.members.items()}
+    members = {name: [_row(reader, text.text) for text in texts] for name, texts in data.members.items() if name in ATTACKED}
     with speed.part("scoring", on_part):
         min_k = {name: _min_k(reader, rows) for name, rows in members.items()}
     speed.tokens = {
@@ -77,15 +78,20 @@ def continued(reader: Reader, passages: Sequence[Passage]) -> tuple[list[Written
     return [Written.scored(p.prompt, truth, reader.text(ids)) for p, truth, ids in rows], sum(map(len, generated))
 
 
-def answered(reader: Reader, knowledge: Knowledge) -> tuple[list[Written], int]:
-    """Questions answered after the shots; and the number of tokens written.
+def asked(knowledge: Knowledge, question: Question) -> str:
+    """The prompt of a question: the shots, then the question.
 
-    The prompt ends with "Answer:" and no blank, unlike the reference implementation's: byte-level tokenizers attach a blank to
-    the word after it, and a lone one would be a token that no text has there.
+    It ends with "Answer:" and no blank, unlike the reference implementation's: byte-level tokenizers attach a blank to the word
+    after it, and a lone one would be a token that no text has there.
     """
     shots = "".join(f"Question: {shot.question}\nAnswer: {shot.answer}\n\n" for shot in knowledge.shots)
+    return f"{shots}Question: {question.question}\nAnswer:"
+
+
+def answered(reader: Reader, knowledge: Knowledge) -> tuple[list[Written], int]:
+    """Questions answered after the shots; and the number of tokens written."""
     questions = knowledge.evaluated
-    generated = reader.written([f"{shots}Question: {row.question}\nAnswer:" for row in questions], ANSWER_TOKENS)
+    generated = reader.written([asked(knowledge, row) for row in questions], ANSWER_TOKENS)
     rows = zip(questions, generated, strict=True)
     return [Written.scored(row.question, row.answer, cut(reader.text(ids))) for row, ids in rows], sum(map(len, generated))
 

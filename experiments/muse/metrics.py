@@ -49,7 +49,7 @@ class Evaluation:
     Attributes:
         passages: beginnings of forget texts, continued: verbatim memorisation.
         forget, seen: questions about forget texts, and about kept ones, answered.
-        min_k: "forget", "retain", "holdout" -> Min-K of each text, see `experiments.lm.scoring.Recall`.
+        min_k: "forget" and "holdout" -> Min-K of each text, see `experiments.lm.scoring.Recall`.
     """
 
     passages: list[Written]

@@ -21,7 +21,7 @@ from experiments.lm.training import FROM_SCRATCH, PRETRAINED, Schedule
 from experiments.lm.unlearning import Rows
 from experiments.model_stages import KEPT, ModelStages, Plan, key_of, lines, read_lines
 from experiments.muse.data import SCALABILITY, SUSTAINABILITY, Texts, load
-from experiments.muse.evaluate import PASSAGE_TOKENS, Reader, answered, evaluate
+from experiments.muse.evaluate import ANSWER_TOKENS, PASSAGE_TOKENS, Reader, answered, asked, evaluate
 from experiments.muse.metrics import Evaluation, summary
 from experiments.muse.settings import PUBLISHED, Settings
 from experiments.muse.sources import open_source
@@ -52,14 +52,14 @@ class MuseRun:
     def __init__(self, settings: Settings, out: Path, progress: Progress):
         self.settings, self.progress, self.device = settings, progress, default_device()
         self.output = Output(out, settings.as_dict())
-        self.data = load(open_source(settings.data, settings.corpus, settings.seed), bool(settings.fold_methods))
+        self.data = load(open_source(settings.data, settings.corpus, settings.seed), bool(settings.folded))
         self.tokenizer = self._tokenizer()
         self.pad = int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id)
         self._check_lengths()
         self.identity = {source: models.identity(source) for source in self._pretrained()}
         inputs = {"data": self.data.sha256, "pretrained": self.identity, "length": settings.row_length}
         self.models = ModelStages(out, inputs, self.tokenizer, self.device, settings.seed, progress)
-        self.speeds: list[Speed] = []
+        self.speeds: dict[str, Speed] = {}
 
     def run(self) -> dict[str, Any]:
         """Compute what is not there yet, write results and report, and return the results."""
@@ -76,7 +76,7 @@ class MuseRun:
             folder = self._unlearned(target, self.data.forget, method, level)
             steps += [{"method": name, **record} for record in read_lines(folder / "metrics.jsonl")]
             entries.append(self._method_entry(name, method, folder, reference))
-        folds = [point for name in self.settings.fold_methods for point in self._folds(name, target, level, reference)]
+        folds = [point for name in self.settings.folded for point in self._folds(name, target, level, reference)]
         results = {"benchmark": "muse", "settings": self.settings.as_dict(), "models": entries, "folds": folds}
         return self._write(results, steps, [path for path in (target, retrained) if isinstance(path, Path)])
 
@@ -85,7 +85,7 @@ class MuseRun:
     def _pretrained(self) -> list[str]:
         """Hub ids and folders of the models that are loaded and not trained here."""
         if self.settings.target:
-            return [self._given(TARGET), self._given(RETRAINED)]
+            return list(dict.fromkeys([self._given(TARGET), self._given(RETRAINED), str(self.settings.model)]))
         return [self.settings.model] if self.settings.model else []
 
     def _given(self, name: str) -> str:
@@ -99,23 +99,29 @@ class MuseRun:
             texts = [text.text for text in (*self.data.train, *self.data.holdout)]
             return models.train_tokenizer(texts, models.SIZES[self.settings.size].vocabulary)
         tokenizer = models.load_tokenizer(self.settings.model)
+        if tokenizer.eos_token_id is None:
+            raise UserError("--model: its tokenizer has no end-of-sequence token, which ends every text; choose another model")
         for source in self._pretrained():
             models.check_pretrained(source, tokenizer)
         return tokenizer
 
     def _check_lengths(self) -> None:
         """Refuse rows and prompts that the model has no positions for."""
-        source = self._pretrained()[0] if self._pretrained() else None
-        limit = models.positions(source, self.settings.size)
+        sources: Sequence[str | None] = self._pretrained() or [None]
+        limit = min(models.positions(source, self.settings.size) for source in sources)
         if self.settings.row_length > limit:
             raise UserError(f"--length: found {self.settings.row_length}, the model has {limit} positions; lower it")
-        for passage in self.data.passages:
-            longest = len(self.tokenizer(passage.prompt)["input_ids"]) + PASSAGE_TOKENS
+        prompts = [(row.place, row.prompt, PASSAGE_TOKENS) for row in self.data.passages]
+        for knowledge in (self.data.forget_knowledge, self.data.seen_knowledge):
+            prompts += [(row.place, asked(knowledge, row), ANSWER_TOKENS) for row in knowledge.evaluated]
+        for place, prompt, tokens in prompts:
+            longest = len(self.tokenizer(prompt)["input_ids"]) + 1 + tokens
             if longest > limit:
-                raise UserError(f"{passage.place}: needs {longest} tokens, the model has {limit} positions; shorten the prompt")
+                raise UserError(f"{place}: needs {longest} tokens, the model has {limit} positions; shorten the prompt")
 
     def _rows(self, texts: Texts) -> list[Example]:
-        return packed([encode_text(self.tokenizer, text.text) for text in texts], self.settings.row_length)
+        ids = [encode_text(self.tokenizer, text.text) for text in texts]
+        return packed(ids, self.settings.row_length, models.holds_several_documents(self.settings.model))
 
     # Stages
 
@@ -163,7 +169,7 @@ class MuseRun:
             write_json(target / "speed.json", asdict(speed))
 
         stage = self.models.stages.run(f"evaluate-{key_of(folder)}", {"model": key_of(folder)}, compute)
-        self.speeds.append(Speed(**read_json(stage / "speed.json")))
+        self.speeds[stage.name] = Speed(**read_json(stage / "speed.json"))
         return Evaluation.from_dict(read_json(stage / "rows.json"))
 
     def _reader(self, model: Any) -> Reader:
@@ -224,7 +230,7 @@ class MuseRun:
             data_sha256=self.data.sha256,
             pretrained=self.identity,
             parameters=models.parameter_count(trained[0]) if trained else None,
-            evaluation_tokens_per_second=tokens_per_second(self.speeds),
+            evaluation_tokens_per_second=tokens_per_second(self.speeds.values()),
         )
         write_json(out / "results.json", results)
         write_text(out / "metrics.jsonl", lines(steps))

@@ -13,6 +13,7 @@ from experiments.muse.sources import HUB_IDS
 from experiments.own_rules import load_rules
 
 LENGTH, BATCH, RATE = 384, 4, 1e-4  # of small models: tokens of a row, rows a task, and the rate of methods without their own
+FOLD_METHODS = ("satimp:ngdiff/sgd", "ngdiff", "ga", "gdiff-0.5")
 PUBLISHED = "published"  # in the place of a model: the one that the benchmark's authors put on the hub
 
 
@@ -34,7 +35,8 @@ class Settings:
         rate: learning rate of the methods without one; None takes MUSE's 1e-5, or 1e-4 for models from scratch.
         unlearn_epochs: passes over the forget rows; MUSE's are 10.
         batch: rows a task in each step; None takes MUSE's 32, or 4 for models from scratch.
-        fold_methods: those of `methods` that unlearn the folds too; empty leaves scalability and sustainability out.
+        fold_methods: those of `methods` that unlearn the folds too; empty leaves scalability and sustainability out, None takes
+            those of `FOLD_METHODS` that are among `methods`.
         seed: of everything random.
     """
 
@@ -54,7 +56,7 @@ class Settings:
     rate: float | None = None
     unlearn_epochs: int = 10
     batch: int | None = None
-    fold_methods: tuple[str, ...] = ("satimp:ngdiff/sgd", "ga", "gdiff-0.5")
+    fold_methods: tuple[str, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -90,7 +92,11 @@ class Settings:
         for spec, method in self.chosen().items():
             if FORGET[method.forget].rows != "answer":
                 raise UserError(f"--methods: {spec!r} teaches refusals, and a text is no question; leave it out")
-        for name in self.fold_methods:
+        if len({(m.rule, m.forget, m.retain, m.base, m.lr) for m in self.chosen().values()}) < len(self.methods):
+            raise UserError(f"--methods: found {','.join(self.methods)}, two of which are the same; name each once")
+        if len(set(self.folded)) < len(self.folded):
+            raise UserError(f"--fold-methods: found {','.join(self.folded)}, with a repetition; name each once")
+        for name in self.folded:
             if name not in self.methods:
                 raise UserError(f"--fold-methods: {name!r} is not among --methods; name some of {', '.join(self.methods)}")
 
@@ -107,6 +113,13 @@ class Settings:
             fixed = self.rate or (MUSE_UNLEARNING.lr if self.model else RATE)
             found[spec] = Method(base=parts.pop("base", self.base), lr=rate or automatic or fixed, **parts)
         return found
+
+    @property
+    def folded(self) -> tuple[str, ...]:
+        """Methods that unlearn the folds too."""
+        if self.fold_methods is None:
+            return tuple(name for name in FOLD_METHODS if name in self.methods)
+        return self.fold_methods
 
     @property
     def row_length(self) -> int:

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -72,7 +73,7 @@ def picture(folds: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]
 
 
 def _panel(axes: Axes, folds: Sequence[Mapping[str, Any]], name: str, start: Sequence[float]) -> None:
-    for method, colour in zip(dict.fromkeys(row["method"] for row in folds), COLOURS, strict=False):
+    for method, colour in zip(dict.fromkeys(row["method"] for row in folds), cycle(COLOURS), strict=False):
         values: dict[int, list[float]] = {0: list(start)}
         for row in folds:
             if row["method"] == method:

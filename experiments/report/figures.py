@@ -145,14 +145,15 @@ def series(x: str, label: str, lines: Sequence[tuple[str, Mark, Sequence[tuple[f
     with rc_context(_STYLE):
         figure, axes = _canvas(width=330, height=236, left=44, bottom=42, right=92, top=22)
         ends = [point[0] for _, _, points in lines for point in points]
-        axes.set(xlim=_padded((min(ends), max(ends))), ylim=_padded((0, 1)), xlabel=x)
+        axes.set(xlim=_padded((min(ends), max(max(ends), min(ends) + 1))), ylim=_padded((0, 1)), xlabel=x)
         axes.set_title(label, loc="left", fontsize=FONT, color=MUTED)
         axes.grid(True, axis="y")
         for _, look, points in lines:
             values = [math.nan if y is None else y for _, y in points]
             axes.plot([x for x, _ in points], values, look.shape + "-", color=look.colour, linewidth=1.4, markersize=5)
-        finals = [(points[-1][1] or 0.0, name) for name, _, points in lines if points]
-        _spread_labels(axes, [((0.05 + value) / 1.1, name) for value, name in finals])
+        # More names than fit side by side are left to the legend that the table is: colours and shapes are the same there.
+        if len(lines) <= NAMED:
+            _spread_labels(axes, [((0.05 + (points[-1][1] or 0.0)) / 1.1, name) for name, _, points in lines], 0.09)
         spans = (f"{name} {_span([y for _, y in points])}" for name, _, points in lines)
         return _inline(figure, f"{label} against {x}: {', '.join(spans)}")
 
@@ -245,8 +246,8 @@ def _label_ends(axes: Any, lines: Sequence[Line], bounds: tuple[float, float]) -
 def _spread_labels(axes: Any, ends: Sequence[tuple[float, str]], gap: float = 0.12) -> None:
     """Names beside the axes at these heights (0 to 1), pushed apart where they would meet."""
     lowest = 0.0
-    for height, name in sorted(ends):
-        lowest = max(min(height, 0.9), lowest)
+    for i, (height, name) in enumerate(sorted(ends)):
+        lowest = max(min(height, 0.98 - gap * (len(ends) - 1 - i)), lowest)
         axes.text(1.03, lowest, _short(name), transform=axes.transAxes, va="center", fontsize=FONT, parse_math=False)
         lowest += gap
 

@@ -35,7 +35,9 @@ def headline(models: Marked) -> dict[str, Any] | None:
     before, utility = finite(found["start"]["metrics"]["utility"]), finite(after["utility"])
     kept = utility / before if before and utility is not None else None
     start, reference = found["start"]["metrics"], found["reference"]["metrics"]
-    return {"subject": subject, "after": after, "start": start, "reference": reference, "kept": kept}
+    selected = subject.get("selected")
+    state = f"at epoch {selected['epoch']} by the selection rule" if selected else "after all epochs"
+    return {"subject": subject, "state": state, "after": after, "start": start, "reference": reference, "kept": kept}
 
 
 def scatters(models: Marked) -> list[Markup]:

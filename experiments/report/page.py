@@ -66,6 +66,8 @@ def render(results: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], manif
         models=models,
         columns=COLUMNS,
         attacks=ATTACKS,
+        reference=any(model["kind"] == "reference" for model, _ in models),
+        abilities=views.abilities(models),
         numbered=sum(mark.number is not None for _, mark in models) > NAMED,
         headline=views.headline(models),
         scatters=views.scatters(models),

@@ -70,6 +70,15 @@ def rates(models: Marked, steps: Steps) -> Panels:
     return _panels("learning rate", automatic, steps, lambda mark, own: [Line("", mark.colour, _column(own, "lr"))])
 
 
+def abilities(models: Marked) -> list[tuple[str, str]]:
+    """The tasks of general ability and their metrics, in the order of the first model that has them."""
+    found: dict[tuple[str, str], None] = {}
+    for model, _ in models:
+        for task, values in (metric(model, "general_ability") or {}).items():
+            found |= dict.fromkeys((task, name) for name in values)
+    return list(found)
+
+
 def looks(models: Marked) -> list[Markup]:
     """What the looks at each model while it unlearned saw: probability on both tasks, a line a method."""
     found = []

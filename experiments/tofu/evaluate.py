@@ -50,7 +50,8 @@ def evaluate(
         examples += [encoder.example(row.question, answer) for answer in row.answers]
     unseen = range(len(examples), len(examples) + (len(holdout) if everything else 0))
     examples += [encoder.example(row.question, row.answer) for row in holdout] if everything else []
-    attacked = [i for (name, _), i in zip(rows, first, strict=True) if name == "forget"] + list(unseen) if everything else []
+    forgotten = [i for (name, _), i in zip(rows, first, strict=True) if name == "forget"]
+    attacked = [*forgotten, *unseen] if len(unseen) else []  # without a holdout there is nothing to tell the forget rows from
     recalled = {i for (name, _), i in zip(rows, first, strict=True) if name in AUTHOR_SETS} | set(unseen) if everything else ()
 
     with speed.part("scoring", on_part):

@@ -14,7 +14,7 @@ from typing import Any, Self
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import ks_2samp
 
-from experiments.membership import CHANCE, Exposure, attacks, priv_leak
+from experiments.membership import CHANCE, Exposure, attacks, auc, priv_leak
 
 AUTHOR_SETS = ("forget", "retain")  # the right answer of the truth ratio is the paraphrase
 OPTION_SETS = ("real_authors", "world_facts")  # the right answer is one of four options
@@ -181,7 +181,7 @@ def privacy(model: Evaluation, reference: Evaluation | None) -> dict[str, Any] |
     if not model.holdout or not model.exposed:
         return None
     known = (reference.exposed, reference.holdout) if reference else None
-    against = attacks(*known)["min_k"] if known else CHANCE
+    against = auc(*([text.min_k for text in texts] for texts in known)) if known else CHANCE
     found = attacks(model.exposed, model.holdout, known)
     return {"auc": found, "privleak": priv_leak(found["min_k"], against)}
 

@@ -64,7 +64,7 @@ class TofuRun:
         inputs = {"data": self.data.sha256, "pretrained": self.model_identity}
         self.model_stages = ModelStages(out, inputs, self.encoder.tokenizer, self.device, settings.seed, progress)
         self.stages = self.model_stages.stages
-        self.speeds: list[Speed] = []
+        self.speeds: dict[str, Speed] = {}
 
     def run(self) -> dict[str, Any]:
         """Compute what is not there yet, write results and report, and return the results."""
@@ -112,8 +112,9 @@ class TofuRun:
 
     def _check_lengths(self) -> None:
         """Refuse a row that the model has no positions for, instead of cutting it."""
-        limit = models.positions(self.settings.base_model, self.settings.size)
-        for rows in (self.data.train, *self.data.evaluation.values()):
+        given: Sequence[str | None] = self.settings.pretrained() or [None]
+        limit = min(models.positions(source, self.settings.size) for source in given)
+        for rows in (self.data.train, self.data.holdout, *self.data.evaluation.values()):
             for row in rows:
                 answers = row.answers if isinstance(row, EvaluationRow) else (row.answer,)
                 longest = max(len(self.encoder.example(row.question, answer).ids) for answer in answers)
@@ -169,7 +170,12 @@ class TofuRun:
         if not s.eval_every:
             return None
         rows = {"forget": spread(self.data.forget, s.eval_subset), "retain": spread(self.data.validation, s.eval_subset)}
-        return monitor(self.encoder, rows, s.eval_every, s.new_tokens, s.keep_best, self.probabilities(start))
+        model = models.load_model(start, self.device)
+        before = {task: fmean(math.exp(-x) for x in self._nll(model, members)) for task, members in rows.items()}
+        return monitor(self.encoder, rows, s.eval_every, s.new_tokens, s.keep_best, before)
+
+    def _nll(self, model: Any, rows: Sequence[Row]) -> list[float]:
+        return answer_nll(model, self._examples(rows), self.encoder.pad)
 
     def _rows(self) -> Rows:
         """What unlearning sees. Each forget row has one refusal, drawn once, so that its reference is computed once."""
@@ -206,7 +212,7 @@ class TofuRun:
         inputs |= {"model": key_of(folder), "metrics": self.settings.metrics}
         inputs |= {"template": self.encoder.template, "new_tokens": self.settings.new_tokens}
         stage = self.stages.run(f"evaluate-{_slug(name)}", inputs, compute)
-        self.speeds.append(Speed(**read_json(stage / "speed.json")))
+        self.speeds[stage.name] = Speed(**read_json(stage / "speed.json"))
         return Evaluation.from_dict(read_json(stage / "rows.json"))
 
     def _best_trial(self, start: Path | str, trials: Sequence[Method], target: float | None) -> tuple[Path, dict[str, Any]]:
@@ -286,6 +292,8 @@ class TofuRun:
 
         inputs = {"model": key_of(folder), "tasks": list(s.general_ability), "rows": s.ability_rows, "folder": s.task_folder}
         inputs |= {"lm-eval": manifest.versions(["lm-eval"])["lm-eval"]}
+        if s.task_folder:
+            inputs["tasks_as_written"] = models.identity(s.task_folder)  # what the files say now
         return read_json(self.stages.run(f"ability-{_slug(name)}", inputs, compute) / "ability.json")
 
     def _write(self, results: dict[str, Any], steps: list[dict[str, Any]], trained: list[Path]) -> dict[str, Any]:
@@ -304,7 +312,7 @@ class TofuRun:
             data_sha256=self.data.sha256,
             pretrained=self.model_identity,
             parameters=models.parameter_count(start) if start else None,
-            evaluation_tokens_per_second=tokens_per_second(self.speeds),
+            evaluation_tokens_per_second=tokens_per_second(self.speeds.values()),
         )
 
 
@@ -319,4 +327,4 @@ def _shown(folder: Path) -> Path:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[ :+]", "-", name).replace("@", "-at-")
+    return re.sub(r"[ :+/]", "-", name).replace("@", "-at-")

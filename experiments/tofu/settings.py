@@ -32,8 +32,8 @@ class Settings:
         preset: rows to use, see `data.PRESETS`.
         model: hub id or folder of a pretrained model, or a short name of `pretrained.PRETRAINED_MODELS`; None trains one from
             scratch.
-        recipe: "locuslab" or "open-unlearning": unlearn as they do, in place of `steps`, `batch` and `rates`; for models with a
-            short name.
+        recipe: "locuslab" or "open-unlearning": their epochs, batch, rate, warm-up, decay and weight decay, in the place of
+            `steps`, `batch` and `rates`; for models with a short name.
         template: of the prompt, see `encoding.TEMPLATES`; auto takes that of a model with a short name.
         size: of the model trained from scratch, see `models.SIZES`.
         epochs, finetune_batch, finetune_lr: fine-tuning; None takes the schedule of the kind of model.
@@ -143,6 +143,13 @@ class Settings:
         self.trials()
 
     def _check_models(self) -> None:
+        if self.keep_best and (self.stop_forget or self.retain_budget):
+            raise UserError(
+                "--keep-best: found with --stop-forget or --retain-budget, which choose a state too; give one of them"
+            )
+        for name, needed in (("task_folder", "general_ability"), ("ability_rows", "general_ability")):
+            if getattr(self, name) and not getattr(self, needed):
+                raise UserError(f"{_option(name)}: found without {_option(needed)}; give both, or none")
         if self.retrained and not self.target:
             raise UserError("--retrained: found without --target; give both, or none to fine-tune them here")
         if self.target and not self.model:
@@ -156,6 +163,10 @@ class Settings:
                     f"--recipe: needs a --model with published settings; choose one of {', '.join(PRETRAINED_MODELS)}"
                 )
             _one_of("recipe", self.recipe, self.known.unlearning)
+            if (self.steps, self.batch, self.rates) != (Settings.steps, Settings.batch, Settings.rates):
+                raise UserError("--recipe: found with --steps, --batch or --rates, which it sets; leave them out")
+            if self.bases != ("adamw",) or any("/" in spec for spec in self.methods):
+                raise UserError("--recipe: found with a base optimizer, and its rates are those of AdamW; leave it out")
 
     @property
     def known(self) -> Pretrained | None:
@@ -188,7 +199,10 @@ class Settings:
         seen = []  # "gdiff" and "gdiff-0.5" are one rule
         for base in self.bases:
             for spec in self._specs():
-                name = spec if len(self.bases) == 1 else f"{spec} {base}"
+                own = "/" in spec  # its own base: tried once, whatever the others' bases
+                if own and base != self.bases[0]:
+                    continue
+                name = spec if own or len(self.bases) == 1 else f"{spec} {base}"
                 trials = self._trials(spec, base)
                 key = [(rules.get(method.rule), method.base, method.lr, method.forget, method.retain) for method in trials]
                 if key in seen:
@@ -212,8 +226,8 @@ class Settings:
 
     def pretrained(self) -> list[str]:
         """Hub ids and folders of the models that are loaded and not made here."""
-        given = self.given() if self.target else (self.base_model,)
-        return [source for source in given if source]
+        given = (*self.given(), self.base_model) if self.target else (self.base_model,)
+        return list(dict.fromkeys(source for source in given if source))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for config.yaml and hashes."""

@@ -37,6 +37,9 @@ COLUMNS = (
     "log10_forget_quality",
     "retain_utility",
     "model_utility",
+    "forget_extraction_strength",
+    "forget_exact_memorisation",
+    "privleak",
 )
 RETAIN_COLOUR, FORGET_COLOUR = "#0072B2", "#D55E00"  # told apart by all common kinds of colour vision
 
@@ -111,6 +114,9 @@ def _rows(results: dict[str, Any]) -> list[dict[str, Any]]:
             row |= {f"{name}_{metric}": metrics["sets"][name][metric] for metric in ("probability", "rouge", "truth_ratio")}
             row[f"{name}_kept"] = share(metrics["sets"][name]["probability"], before[name]["probability"])
         row |= {name: metrics[name] for name in ("log10_forget_quality", "retain_utility", "model_utility")}
+        for name in ("extraction_strength", "exact_memorisation"):
+            row[f"forget_{name}"] = metrics["sets"]["forget"].get(name)
+        row["privleak"] = (metrics.get("privacy") or {}).get("privleak")
         rows.append(row)
     return rows
 

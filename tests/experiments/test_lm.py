@@ -148,7 +148,9 @@ def test_generation_is_that_of_transformers_one_row_at_a_time(
     """Rows of different length, some ending early: left padding, cache and shrinking batches change nothing."""
     finetune(model, examples, encoder.pad, Schedule(epochs=30, batch=8, lr=5e-3), torch.Generator().manual_seed(0))
     prompts = [encoder.prompt_ids(row["question"]) for row in ROWS]
-    monkeypatch.setattr(generation, "TOKENS", 8 * (max(map(len, prompts)) + 40))  # several batches
+    monkeypatch.setattr(
+        generation, "CACHE", 8 * (max(map(len, prompts)) + 40) * generation.cache_bytes(model)
+    )  # several batches
     found = generation.greedy(model, prompts, encoder.eos, encoder.pad, 40)
     for prompt, ids in zip(prompts, found, strict=True):
         options = {"do_sample": False, "max_new_tokens": 40, "eos_token_id": encoder.eos, "pad_token_id": encoder.pad}

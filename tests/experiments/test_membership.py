@@ -1,6 +1,5 @@
 """Membership attacks and PrivLeak: on cases done by hand, and against pairs counted one by one."""
 
-import math
 import zlib
 
 import pytest
@@ -66,8 +65,8 @@ def test_priv_leak_by_hand(own: float, reference: float, expected: float) -> Non
 
 
 def test_priv_leak_against_a_reference_that_knows_all() -> None:
-    assert priv_leak(1.0, 1.0) == 0
-    assert priv_leak(0.5, 1.0) == math.inf
+    assert priv_leak(1.0, 1.0) is None
+    assert priv_leak(0.5, 1.0) is None
 
 
 def test_zlib_ratio_is_by_bytes() -> None:

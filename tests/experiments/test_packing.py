@@ -87,6 +87,10 @@ def test_the_loss_of_packed_rows_is_that_of_the_documents(model: Any, tokenizer:
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
 
 
+def test_each_piece_is_a_row_where_documents_would_see_each_other() -> None:
+    assert [row.ids for row in packed([[1] * 3, [2] * 5, [3] * 3], 4, together=False)] == [(1,) * 3, (2,) * 4, (3,) * 3]
+
+
 def test_a_row_must_hold_two_tokens() -> None:
     with pytest.raises(ValueError, match="length = 1"):
         packed([[1, 2]], 1)

@@ -10,8 +10,10 @@ import torch
 from tokenizers import processors
 
 from experiments.lm import models, scoring
+from experiments.lm.batches import collate
 from experiments.lm.encoding import Encoder, Example
 from experiments.lm.generation import greedy
+from experiments.lm.packing import packed
 from experiments.lm.pretrained import MUSE_MODELS, MUSE_UNLEARNING, PRETRAINED_MODELS, resolve
 from experiments.lm.training import Schedule, answer_loss
 from experiments.tofu import synthetic
@@ -275,3 +277,35 @@ def generated(model: Any, prompt: tuple[int, ...], pad: int) -> list[int]:
     nothing = model.config.vocab_size  # no token ends a row
     options = {"do_sample": False, "max_new_tokens": NEW, "eos_token_id": nothing, "pad_token_id": pad}
     return model.generate(input_ids=row, attention_mask=torch.ones_like(row), **options)[0, len(prompt) :].tolist()
+
+
+def test_documents_in_one_row_stay_apart(loaded: Loaded, folders: dict[str, Path], request: pytest.FixtureRequest) -> None:
+    """Or the model is among those that are given one document a row."""
+    name = request.node.callspec.params["loaded"]
+    documents = [example.ids for example in loaded.examples()[:3]]
+    rows = packed(documents, 500)
+    assert [len(row.starts) for row in rows] == [3]
+    batch = collate(rows, loaded.encoder.pad, loaded.model.device)
+    batch.pop("labels")
+    with torch.no_grad():
+        together = loaded.model(**batch, use_cache=False).logits[0]
+        alone = torch.cat([loaded.model(input_ids=torch.tensor([ids])).logits[0] for ids in documents])
+    # float64, but rotary angles are computed in float32 by transformers.
+    apart = torch.allclose(together, alone, rtol=1e-5, atol=1e-6)
+    assert apart == models.holds_several_documents(str(folders[name]))
+
+
+def test_answers_of_one_prompt_are_scored_as_if_alone(loaded: Loaded) -> None:
+    """The prompt is read once for all of them: left-padded, behind a cache, at the right positions."""
+    questions = [row["question"] for row in ROWS[:4]]
+    examples = [loaded.encoder.example(q, row["answer"]) for q in questions for row in ROWS[:5]]
+    assert len(scoring._groups(examples)) == 4
+    assert scoring._worthwhile(examples, scoring._groups(examples))
+    found = scoring.answer_scores(loaded.model, examples, loaded.encoder.pad, range(len(examples)))
+    alone = [scoring.answer_scores(loaded.model, [example], loaded.encoder.pad, [0])[0] for example in examples]
+    for mine, theirs in zip(found, alone, strict=True):
+        assert mine.nll == pytest.approx(theirs.nll, rel=1e-5)  # NLLs are computed in float32
+        assert mine.recall is not None
+        assert theirs.recall is not None
+        assert mine.recall.min_k == pytest.approx(theirs.recall.min_k, rel=1e-5)
+        assert mine.recall.extraction_strength == theirs.recall.extraction_strength
