@@ -282,8 +282,8 @@ def generated(model: Any, prompt: tuple[int, ...], pad: int) -> list[int]:
 def test_documents_in_one_row_stay_apart(loaded: Loaded, folders: dict[str, Path], request: pytest.FixtureRequest) -> None:
     """Or the model is among those that are given one document a row."""
     name = request.node.callspec.params["loaded"]
-    documents = [example.ids for example in loaded.examples()[:3]]
-    rows = packed(documents, 500)
+    documents = [example.ids[:40] for example in loaded.examples()[:3]]
+    rows = packed(documents, 120)
     assert [len(row.starts) for row in rows] == [3]
     batch = collate(rows, loaded.encoder.pad, loaded.model.device)
     batch.pop("labels")

@@ -12,15 +12,23 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
 from experiments import model_stages
 from experiments.errors import UserError
 from experiments.lm import models
+from experiments.lm.encoding import Encoder
 from experiments.lm.pretrained import PRETRAINED_MODELS
+from experiments.lm.training import Schedule, finetune
 from experiments.progress import Progress
 from experiments.tofu import run as tofu_run
+from experiments.tofu import synthetic
+from experiments.tofu.bench_evaluation import compare
+from experiments.tofu.data import EvaluationRow, Row
+from experiments.tofu.evaluate import evaluate
+from experiments.tofu.metrics import Evaluation, privacy
 from experiments.tofu.run import TofuRun
 from experiments.tofu.settings import Settings
 from experiments.tofu.summary import summarize
@@ -233,13 +241,14 @@ def test_every_metric_is_there(finished: Path) -> None:
 
 
 def test_tofus_own_metrics_alone(finished: Path, tmp_path: Path) -> None:
-    """They are the same numbers as among all metrics."""
+    """They are the numbers among all metrics, but for roundings: batches hold other rows."""
     results = run(tmp_path, methods=("ngdiff",), metrics="tofu").run()
     everything = read(finished, "results.json")["models"]
     for mine, full in zip(results["models"], everything, strict=False):
         assert mine["metrics"]["privacy"] is None
         for name, found in mine["metrics"]["sets"].items():
-            assert found == {key: full["metrics"]["sets"][name][key] for key in ("probability", "rouge", "truth_ratio", "rows")}
+            same = {key: full["metrics"]["sets"][name][key] for key in ("probability", "rouge", "truth_ratio", "rows")}
+            assert found == pytest.approx(same, rel=1e-4)  # NLLs of about 6 nats in float32, over dozens of tokens
 
 
 def test_the_state_that_was_best_is_the_one_evaluated(tmp_path: Path) -> None:
@@ -289,6 +298,7 @@ def test_a_recipe_sets_steps_batch_and_schedule(finished: Path, tmp_path: Path, 
     known = replace(PRETRAINED_MODELS["phi-1.5"], model=saved)
     monkeypatch.setitem(PRETRAINED_MODELS, "phi-1.5", known)
     options = {"model": "Phi-1.5", "recipe": "open-unlearning", "methods": ("gdiff-0.5", "ngdiff"), "metrics": "tofu"}
+    options |= {name: getattr(Settings, name) for name in ("steps", "batch", "rates")}  # as if they were not given
     results = run(tmp_path, target=saved, eval_rows=1, **options).run()
     steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     fixed = [step["lr"] for step in steps if step["method"] == "gdiff-0.5"]
@@ -517,3 +527,84 @@ def test_summary_of_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no finished run .*; give output folders"):
         summarize([tmp_path], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_method_with_a_base_of_its_own(tmp_path: Path) -> None:
+    """It is tried once, whatever the other bases are, and its name, which has a slash, is no folder."""
+    results = run(tmp_path, methods=("ngdiff/sgd", "ga@1e-4"), bases=("adamw", "sgd"), metrics="tofu").run()
+    found = [(model["name"], model["method"]["base"]) for model in results["models"][2:]]
+    assert found == [("ngdiff/sgd", "sgd"), ("ga@1e-4 adamw", "adamw"), ("ga@1e-4 sgd", "sgd")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": "some"}, "--metrics: unknown value 'some'; choose one of tofu, all"),
+        ({"keep_best": "score"}, "--keep-best: found without --eval-every"),
+        ({"keep_best": "best", "eval_every": 2}, "--keep-best: unknown value 'best'"),
+        ({"keep_best": "score", "eval_every": 2, "retain_budget": 1.0}, "--keep-best: found with --stop-forget or --retain"),
+        ({"eval_every": 0}, "--eval-every: found 0"),
+        ({"retrained": "x"}, "--retrained: found without --target"),
+        ({"target": "x"}, "--target: found without --model"),
+        ({"target": "published", "model": "mistral-7b"}, "--target: found 'published', and none is for --model mistral-7b"),
+        ({"recipe": "locuslab"}, "--recipe: needs a --model with published settings"),
+        ({"recipe": "mine", "model": "phi-1.5"}, "--recipe: unknown value 'mine'"),
+        ({"recipe": "locuslab", "model": "phi-1.5", "steps": 3}, "--recipe: found with --steps"),
+        ({"recipe": "locuslab", "model": "phi-1.5", "bases": ("sgd",)}, "--recipe: found with a base optimizer"),
+        ({"ability_rows": 3}, "--ability-rows: found without --general-ability"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Settings(**options)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_memorised_model_is_recognised(tmp_path: Path) -> None:
+    """End to end: forget rows known by heart score lower than the holdout in every attack, and PrivLeak is -100."""
+    rows = synthetic.rows("forget01")[:6]
+    held = synthetic.rows("holdout01")[:6]
+    encoder = Encoder(models.train_tokenizer([row["question"] + row["answer"] for row in rows + held], 400))
+    torch.manual_seed(0)
+    size = models.Size(hidden=64, layers=2, heads=4, intermediate=128, vocabulary=400)
+    model = models.build_llama(size, encoder.tokenizer)
+    examples = [encoder.example(row["question"], row["answer"]) for row in rows]
+    fresh = evaluated(model, encoder, rows, held)
+    finetune(model, examples, encoder.pad, Schedule(epochs=60, batch=6, lr=5e-3), torch.Generator().manual_seed(0))
+    known = evaluated(model, encoder, rows, held)
+    found = privacy(known, fresh)
+    assert found is not None
+    assert found["auc"] == dict.fromkeys(("loss", "zlib", "min_k", "min_k_plus", "gradient_norm", "reference"), 1.0)
+    assert found["privleak"] == -100
+    memory = known.forget[0].memory
+    assert memory is not None
+    assert (memory.exact_memorisation, memory.extraction_strength) == (1.0, 1.0)
+    assert fmean(row.memory.extraction_strength for row in fresh.forget if row.memory) < 0.1
+
+
+def evaluated(model: Any, encoder: Encoder, rows: list[dict[str, Any]], held: list[dict[str, Any]]) -> Evaluation:
+    """Of rows whose paraphrase and wrong answers are the answer and another one's."""
+    forget = [
+        EvaluationRow(row["question"], row["answer"], "", row["answer"], (other["answer"],))
+        for row, other in zip(rows, rows[1:] + rows[:1], strict=True)
+    ]
+    holdout = [Row(row["question"], row["answer"], "") for row in held]
+    return evaluate(model, encoder, {"forget": forget}, 8, holdout=holdout, metrics="all")
+
+
+def test_bench_compares_row_by_row(tmp_path: Path) -> None:
+    """Three ways in alternation; the plain loop agrees with the batches, and a loop that does not is seen."""
+    told: list[str] = []
+    found = compare(run(tmp_path, new_tokens=6, eval_rows=3), 2, told.append)
+    assert {name: len(values) for name, values in found["seconds"].items()} == {
+        "batched, TOFU's metrics": 2,
+        "batched, all metrics": 2,
+        "one row at a time": 2,
+    }
+    assert len(told) == 6
+    assert found["compared"] == 12
+    assert found["equal_generations"] == 12
+    # Means of float32 log-probabilities of order 10: a few units of 1e-6.
+    assert found["largest_difference_of_nll"] < 1e-4
+    assert json.loads((tmp_path / "bench.json").read_text())["speedup"] == found["speedup"]
