@@ -2,13 +2,25 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 from make_excerpt import EXCERPT
 from real_data import LOGS, REMEDY
 
+from experiments.membership import Exposure
 from experiments.tofu import metrics
-from experiments.tofu.metrics import ScoredRow, forget_quality, rouge_recall, set_metrics, summary, utility
+from experiments.tofu.metrics import (
+    Evaluation,
+    Memory,
+    ScoredRow,
+    forget_quality,
+    privacy,
+    rouge_recall,
+    set_metrics,
+    summary,
+    utility,
+)
 
 published = pytest.mark.skipif(
     not LOGS.is_dir(), reason=f"the published evaluation logs are not at {LOGS}, the excerpt is tested; {REMEDY}"
@@ -158,3 +170,44 @@ def test_rouge_is_recall_with_stemming() -> None:
 def test_set_metrics_refuses(name: str, rows: list[ScoredRow]) -> None:
     with pytest.raises(ValueError, match=name):
         set_metrics(name, rows)
+
+
+def known(nll: float, right: float, wrong: float) -> ScoredRow:
+    """A forget row with its memory: ROUGE of the generation against the paraphrase and, on average, the wrong answers."""
+    memory = Memory(0.75, 0.5, Exposure(nll, nll / 10, 2 * nll, 3 * nll, 4 * nll), right, wrong)
+    return ScoredRow("q", "a", "g", nll, math.log(4), (math.log(2), math.log(8)), 1.0, memory)
+
+
+def test_memory_metrics_by_hand() -> None:
+    """Means over rows; the paraphrase has probability 1/4, the wrong answers 1/2 and 1/8, on average 5/16."""
+    found = set_metrics("forget", [known(1.0, 0.5, 0.25), known(2.0, 1.0, 0.0)])
+    expected = {"exact_memorisation": 0.75, "extraction_strength": 0.5, "right_probability": 0.25, "wrong_probability": 5 / 16}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-14)
+    assert (found["rouge_right"], found["rouge_wrong"]) == (0.75, 0.125)
+    assert not set(expected) & set(set_metrics("forget", [row()]))
+    assert "rouge_right" not in set_metrics("retain", [known(1.0, 0.5, 0.25)])
+
+
+def test_privacy_by_hand() -> None:
+    """Forget rows of loss 1 and 2 against unseen ones of 0.5 and 3: half of the pairs are told right, which is chance."""
+    rows = [known(1.0, 0.0, 0.0), known(2.0, 0.0, 0.0)]
+    holdout = [Exposure(loss, loss / 10, 2 * loss, 3 * loss, 4 * loss) for loss in (0.5, 3.0)]
+    model = Evaluation({"forget": rows}, holdout)
+    found = privacy(model, None)
+    assert found is not None
+    assert found["auc"] == dict.fromkeys(("loss", "zlib", "min_k", "min_k_plus", "gradient_norm"), 0.5)
+    assert found["privleak"] == 0
+    memorised = Evaluation({"forget": [known(0.1, 0.0, 0.0)]}, holdout)
+    against = privacy(memorised, Evaluation({"forget": rows[:1]}, holdout))
+    assert against is not None
+    assert against["auc"]["min_k"] == 1
+    assert against["privleak"] == -100
+    # Minus the reference's losses the forget row has -0.9 and the unseen ones 0: told apart in every pair.
+    assert against["auc"]["reference"] == 1
+    assert privacy(Evaluation({"forget": rows}), None) is None
+    assert privacy(Evaluation({"forget": [row()]}, holdout), None) is None
+
+
+def test_an_evaluation_comes_back_from_json() -> None:
+    found = Evaluation({"forget": [known(1.0, 0.5, 0.25)], "retain": [row()]}, [Exposure(1.0, 0.1, 2.0, 3.0)])
+    assert Evaluation.from_dict(json.loads(json.dumps(asdict(found)))) == found

@@ -59,6 +59,13 @@ def test_looks_come_every_so_many_steps_and_at_the_end(
         watcher.restore(model)
 
 
+def test_a_look_is_without_dropout_and_the_run_goes_on_with_it(model: Any) -> None:
+    modes: list[bool] = []
+    model.train()
+    Monitor(1, lambda model: modes.append(model.training) or {})(model, 1, 2)
+    assert (modes, model.training) == ([False], True)
+
+
 def test_looking_changes_nothing(model: Any, encoder: Encoder, examples: list[Example]) -> None:
     """The same run with and without looks, that even generate: equal records, equal weights."""
     start = {name: value.clone() for name, value in model.state_dict().items()}

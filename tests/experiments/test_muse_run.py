@@ -258,3 +258,27 @@ def test_prompts_that_do_not_fit_are_refused(corpus: Path, tmp_path: Path, monke
     monkeypatch.setattr(muse_run, "PASSAGE_TOKENS", 69)
     with pytest.raises(UserError, match="tokens, the model has 70 positions; shorten the prompt"):
         run(tmp_path, corpus)
+
+
+def test_the_first_epoch_at_or_below_the_level_is_kept() -> None:
+    kept: dict[str, float] | None = None
+    found = []
+    for value in (0.5, 0.31, 0.3, 0.1):
+        look = {"knowmem": value}
+        if muse_run._first_at_or_below(0.3, look, kept):
+            kept = look
+        found.append(kept)
+    assert found == [None, None, {"knowmem": 0.3}, {"knowmem": 0.3}]
+
+
+def test_prompts_begin_as_texts_do_and_are_not_ended(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, seen = run(tmp_path, corpus), []
+    monkeypatch.setattr(muse_evaluate, "greedy", lambda model, ids, *_: seen.extend(ids) or [[] for _ in ids])
+    muse_evaluate.continued(made._reader(None), made.data.passages)
+    muse_evaluate.answered(made._reader(None), made.data.forget_knowledge)
+    begin, end = made.tokenizer.bos_token_id, made.tokenizer.eos_token_id
+    assert len(seen) == 10
+    for ids in seen:
+        assert (ids[0], ids.count(begin), end in ids) == (begin, 1, False)
+    assert made.tokenizer.decode(seen[0][1:]) == made.data.passages[0].prompt
+    assert made.tokenizer.decode(seen[-1][-8:]).endswith("\nAnswer:")
