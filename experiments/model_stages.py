@@ -109,7 +109,7 @@ class ModelStages:
         method: Method,
         plan: Plan,
         inputs: Mapping[str, Any],
-        monitor: Monitor | None = None,
+        watch: Callable[[Any], Monitor] | None = None,
         prefix: str = "unlearn",
     ) -> Path:
         """Folder of a model after unlearning, with its steps, what ended them, how long they took and what a monitor saw.
@@ -118,8 +118,9 @@ class ModelStages:
             start: folder or hub id of the model before.
             rows: makes what the run sees; called only if the stage is not there yet.
             method, plan: how to unlearn.
-            inputs: what tells the rows and the monitor from others.
-            monitor: looks at the model; a state that it keeps is saved in the folder `KEPT` inside.
+            inputs: what tells the rows and the looks from others.
+            watch: from the model before unlearning to what looks at it; a state that is kept is saved in the folder `KEPT`
+                inside. Called only if the stage is not there yet.
             prefix: of the stage's name.
         """
 
@@ -128,7 +129,7 @@ class ModelStages:
             generator = torch.Generator().manual_seed(seed_of(self.seed, "unlearn"))  # equal batches for every method
             torch.manual_seed(seed_of(self.seed, "unlearn"))
             cache = ReferenceCache(self.references, model) if method.needs_reference else None
-            stopping, timing = StoppingCriteria(plan.target, plan.budget), Timing()
+            stopping, timing, monitor = StoppingCriteria(plan.target, plan.budget), Timing(), watch(model) if watch else None
             with self.progress.task(f"{prefix}-{method.slug}") as on_step:
                 steps = unlearn(
                     model, rows(), method, plan.steps, plan.batch, generator, on_step,

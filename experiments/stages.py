@@ -13,7 +13,8 @@ from typing import Any
 SOURCES = ("ngdiff", "ngdiff_kernels", "experiments")
 # How results are shown and compared changes none of them.
 NOT_INPUTS = {"report", "cli.py", "command_line.py", "progress.py", "table.py", "summary.py", "comparison.py", "rates.py"} | {
-    "bench_evaluation.py"
+    "bench_evaluation.py",
+    "options.py",
 }
 
 

@@ -12,7 +12,7 @@ class Monitor:
     """Looks at the model every few steps. It changes nothing of the run: no random number is drawn, no weight is written.
 
     Args:
-        every: steps from one look to the next; the last step is looked at too.
+        every: steps from one look to the next; the last of the planned steps is looked at too.
         look: from a model to what is measured of it, cheap enough to be done often.
         better: whether a look is better than that of the state kept so far, None in the beginning; without it no state is kept.
 

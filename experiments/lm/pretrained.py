@@ -18,7 +18,7 @@ class Pretrained:
     """A model of the hub and what the benchmarks publish about it.
 
     Attributes:
-        model: hub id.
+        model: hub id; its tokenizer is that of all that was fine-tuned from it, for some of those folders have none.
         template: of the prompt, a key of `encoding.TEMPLATES`.
         finetuning: on TOFU.
         tuned: whether `finetuning` is published for this model; else it is that of a published model of its size.
@@ -32,11 +32,6 @@ class Pretrained:
     tuned: bool = True
     target: str | None = None
     retain: str | None = None
-
-    @property
-    def tokenizer(self) -> str:
-        """Hub id of the tokenizer of all that was fine-tuned from the model: some of those folders have none."""
-        return self.model
 
     @property
     def unlearning(self) -> dict[str, Schedule]:

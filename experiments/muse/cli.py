@@ -1,12 +1,13 @@
 """MUSE's command."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from experiments import options
 from experiments.command_line import quiet, split
+from experiments.options import FinetuneLr, Out, OwnRules, Seed, Size
 
 
 def muse(
@@ -15,10 +16,10 @@ def muse(
     model: Annotated[
         str | None, typer.Option(help="Hub id or folder of a pretrained model. Default: train from scratch.")
     ] = None,
-    size: Annotated[str, typer.Option(help="Size of the model trained from scratch: 1m, 3m, 12m or 100m.")] = "1m",
+    size: Size = "1m",
     epochs: Annotated[int | None, typer.Option(help="Epochs of training. Default: 20 from scratch, 5 pretrained.")] = None,
     finetune_batch: Annotated[int | None, typer.Option(help="Rows a step. Default: 4 from scratch, 32 pretrained.")] = None,
-    finetune_lr: Annotated[float | None, typer.Option(help="Peak rate. Default: 2e-3 from scratch, 1e-5 pretrained.")] = None,
+    finetune_lr: FinetuneLr = None,
     target: Annotated[
         str | None, typer.Option(help="A model that knows all texts, or 'published' (MUSE's own), in the place of training.")
     ] = None,
@@ -27,9 +28,7 @@ def muse(
     methods: Annotated[
         str, typer.Option(help="Separated by commas, as for tofu: [FORGET[+RETAIN]:]RULE or a published method, /base, @rate.")
     ] = "satimp:ngdiff/sgd,ngdiff/sgd,ga,gdiff-0.5,npo,simnpo",
-    own_rules: Annotated[
-        str | None, typer.Option(help="Python file that registers rules of your own with @ngdiff.rules.register.")
-    ] = None,
+    own_rules: OwnRules = None,
     base: Annotated[str, typer.Option(help="Base optimizer: adamw, sgd, momentum.")] = "adamw",
     rate: Annotated[
         float | None, typer.Option(help="Rate of methods without their own. Default: 1e-4 from scratch, 1e-5 pretrained.")
@@ -40,15 +39,14 @@ def muse(
         str | None,
         typer.Option(help="Methods that unlearn the folds too; '' for none. Default: NGDiff, GA and GDiff of the above."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Output folder. Default: one in runs/, named by the options.")] = None,
+    seed: Seed = 0,
+    out: Out = None,
 ) -> None:
     """Train on news or books, unlearn some, evaluate by MUSE's metrics and report. The same command continues a run."""
     from experiments.muse.run import MuseRun
     from experiments.muse.settings import Settings
     from experiments.muse.table import results_table
     from experiments.progress import Progress
-    from experiments.stages import json_hash
 
     quiet()
     settings = Settings(
@@ -71,9 +69,8 @@ def muse(
         fold_methods=None if fold_methods is None else split(fold_methods),
         seed=seed,
     )
-    source = data if data in ("synthetic", "hub") else Path(data).resolve().name
-    suffix = "" if settings == Settings(data=data, corpus=corpus, seed=seed) else f"-{json_hash(settings.as_dict())[:6]}"
-    folder = out or Path("runs") / f"muse-{corpus}-{source}-{seed}{suffix}"
+    usual = Settings(data=data, corpus=corpus, seed=seed)
+    folder = out or options.folder(f"muse-{corpus}", data, seed, settings.as_dict(), usual.as_dict())
     console = Console()
     results = MuseRun(settings, folder, Progress(console)).run()
     console.print(results_table(results))

@@ -58,7 +58,7 @@ class MuseRun:
         self._check_lengths()
         self.identity = {source: models.identity(source) for source in self._pretrained()}
         inputs = {"data": self.data.sha256, "pretrained": self.identity, "length": settings.row_length}
-        self.models = ModelStages(out, inputs, self.tokenizer, self.device, settings.seed, progress)
+        self.model_stages = ModelStages(out, inputs, self.tokenizer, self.device, settings.seed, progress)
         self.speeds: dict[str, Speed] = {}
 
     def run(self) -> dict[str, Any]:
@@ -129,9 +129,9 @@ class MuseRun:
         """The model that knows these texts: trained here, or the one that was given."""
         if self.settings.target:
             return self._given(name)
-        start = self.settings.model or self.models.initial(models.SIZES[self.settings.size])
+        start = self.settings.model or self.model_stages.initial(models.SIZES[self.settings.size])
         rows = {"rows": text_hash(text.text for text in texts)}
-        return self.models.finetuned(f"train-{name}", start, self._rows(texts), self.pad, self._schedule(), rows)
+        return self.model_stages.finetuned(f"train-{name}", start, self._rows(texts), self.pad, self._schedule(), rows)
 
     def _schedule(self) -> Schedule:
         s, schedule = self.settings, PRETRAINED if self.settings.model else TRAINING
@@ -145,13 +145,13 @@ class MuseRun:
         inputs: dict[str, Any] = {"rows": text_hash(text.text for text in texts), "level": level}
         if s.own_rules:
             inputs["own_rules"] = load_rules(s.own_rules)  # what the file says now
-        return self.models.unlearned(
+        return self.model_stages.unlearned(
             start,
             lambda: Rows(rows, self._rows(self.data.retain), self.pad),
             method,
             Plan(s.unlearn_epochs * epoch, s.row_batch),
             inputs,
-            None if level is None else Monitor(epoch, self._look, partial(_first_at_or_below, level)),
+            None if level is None else lambda model: Monitor(epoch, self._look, partial(_first_at_or_below, level)),
             prefix,
         )
 
@@ -168,7 +168,7 @@ class MuseRun:
             write_json(target / "rows.json", asdict(found))
             write_json(target / "speed.json", asdict(speed))
 
-        stage = self.models.stages.run(f"evaluate-{key_of(folder)}", {"model": key_of(folder)}, compute)
+        stage = self.model_stages.stages.run(f"evaluate-{key_of(folder)}", {"model": key_of(folder)}, compute)
         self.speeds[stage.name] = Speed(**read_json(stage / "speed.json"))
         return Evaluation.from_dict(read_json(stage / "rows.json"))
 
@@ -225,7 +225,7 @@ class MuseRun:
 
     def _write(self, results: dict[str, Any], steps: list[dict[str, Any]], trained: Sequence[Path]) -> dict[str, Any]:
         out = self.output.folder
-        made_with = self.models.manifest(
+        made_with = self.model_stages.manifest(
             trained,
             data_sha256=self.data.sha256,
             pretrained=self.identity,

@@ -1,14 +1,14 @@
 """What a MUSE run depends on, checked before anything is loaded or written."""
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from experiments import checks
 from experiments.errors import UserError
 from experiments.lm.methods import AUTO, BASES, Method, parse
 from experiments.lm.models import SIZES
 from experiments.lm.objectives import FORGET
-from experiments.lm.pretrained import MUSE_CHUNK, MUSE_UNLEARNING
+from experiments.lm.pretrained import MUSE_CHUNK, MUSE_TOKENIZER, MUSE_UNLEARNING
 from experiments.muse.sources import HUB_IDS
 from experiments.own_rules import load_rules
 
@@ -54,25 +54,22 @@ class Settings:
     own_rules: str | None = None
     base: str = "adamw"
     rate: float | None = None
-    unlearn_epochs: int = 10
+    unlearn_epochs: int = MUSE_UNLEARNING.epochs
     batch: int | None = None
     fold_methods: tuple[str, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, choices in (("corpus", HUB_IDS), ("size", SIZES), ("base", BASES)):
-            if getattr(self, name) not in choices:
-                raise UserError(f"{_option(name)}: unknown value {getattr(self, name)!r}; choose one of {', '.join(choices)}")
-        for name in ("epochs", "finetune_batch", "length", "unlearn_epochs", "batch"):
-            value, least = getattr(self, name), 2 if name == "length" else 1
-            if value is not None and value < least:
-                raise UserError(f"{_option(name)}: found {value}; give a whole number >= {least}")
-        for name in ("finetune_lr", "rate"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise UserError(f"{_option(name)}: found {value}; give a learning rate > 0")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"--seed: found {self.seed}; give a whole number from 0 to 4294967295")
+            checks.one_of(name, getattr(self, name), choices)
+        checks.whole(self, ("epochs", "finetune_batch", "unlearn_epochs", "batch"))
+        checks.whole(self, ("length",), least=2)  # the first token of a row is not scored
+        checks.rates("finetune_lr", [self.finetune_lr])
+        checks.rates("rate", [self.rate])
+        checks.some("methods", self.methods)
+        checks.distinct("methods", self.methods)
+        checks.distinct("fold_methods", self.folded)
+        checks.seed(self.seed)
         self._check_models()
         if self.own_rules:
             load_rules(self.own_rules)
@@ -82,20 +79,14 @@ class Settings:
         if (self.target is None) != (self.retrained is None):
             raise UserError("--target, --retrained: found one of the two; give both, or none to train them here")
         if self.target and not self.model:
-            raise UserError("--target: found without --model; give the model whose tokenizer it has")
+            raise UserError(f"--target: found without --model; give the model whose tokenizer it has, MUSE's {MUSE_TOKENIZER}")
 
     def _check_methods(self) -> None:
-        if not self.methods:
-            raise UserError("--methods: found none; name at least one")
-        if len(set(self.methods)) < len(self.methods):
-            raise UserError(f"--methods: found {','.join(self.methods)}, with a repetition; name each once")
         for spec, method in self.chosen().items():
             if FORGET[method.forget].rows != "answer":
                 raise UserError(f"--methods: {spec!r} teaches refusals, and a text is no question; leave it out")
         if len({(m.rule, m.forget, m.retain, m.base, m.lr) for m in self.chosen().values()}) < len(self.methods):
             raise UserError(f"--methods: found {','.join(self.methods)}, two of which are the same; name each once")
-        if len(set(self.folded)) < len(self.folded):
-            raise UserError(f"--fold-methods: found {','.join(self.folded)}, with a repetition; name each once")
         for name in self.folded:
             if name not in self.methods:
                 raise UserError(f"--fold-methods: {name!r} is not among --methods; name some of {', '.join(self.methods)}")
@@ -133,8 +124,4 @@ class Settings:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for config.yaml and hashes."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+        return checks.plain(asdict(self))

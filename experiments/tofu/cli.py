@@ -6,13 +6,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from experiments import options
 from experiments.command_line import numbers, quiet, split
 from experiments.errors import UserError
+from experiments.options import EvalRows, FinetuneLr, NewTokens, Out, OwnRules, Preset, Seed, Size, TofuData
 
 
 def tofu(
-    data: Annotated[str, typer.Option(help="'synthetic', 'hub' (locuslab/TOFU), or a folder of json files.")] = "synthetic",
-    preset: Annotated[str, typer.Option(help="mini (20 authors, forget 2), forget01, forget05 or forget10.")] = "mini",
+    data: TofuData = "synthetic",
+    preset: Preset = "mini",
     model: Annotated[
         str | None, typer.Option(help="Hub id, folder or short name (llama-3.2-1b, ...). Default: train from scratch.")
     ] = None,
@@ -20,10 +22,10 @@ def tofu(
         str | None, typer.Option(help="locuslab or open-unlearning: their steps, batch and rate, for models with a short name.")
     ] = None,
     template: Annotated[str, typer.Option(help="Prompt template: auto, qa, llama2 or chat.")] = "auto",
-    size: Annotated[str, typer.Option(help="Size of the model trained from scratch: 1m, 3m, 12m or 100m.")] = "1m",
+    size: Size = "1m",
     epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning. Default: 16 from scratch, 5 pretrained.")] = None,
     finetune_batch: Annotated[int | None, typer.Option(help="Rows a step. Default: 8 from scratch, 32 pretrained.")] = None,
-    finetune_lr: Annotated[float | None, typer.Option(help="Peak rate. Default: 2e-3 from scratch, 1e-5 pretrained.")] = None,
+    finetune_lr: FinetuneLr = None,
     methods: Annotated[
         str,
         typer.Option(
@@ -31,9 +33,7 @@ def tofu(
             "E.g. ngdiff, npo:ngdiff, nll+kl:gdiff-0.5, simnpo@1e-4, ngdiff@auto:1e-3."
         ),
     ] = "ngdiff,ga,gdiff-0.9,gdiff-0.5,gdiff-0.1,lossnorm",
-    own_rules: Annotated[
-        str | None, typer.Option(help="Python file that registers rules of your own with @ngdiff.rules.register.")
-    ] = None,
+    own_rules: OwnRules = None,
     bases: Annotated[str, typer.Option(help="Base optimizers, separated by commas: adamw, sgd, momentum.")] = "adamw",
     rates: Annotated[str, typer.Option(help="Learning rates to try for methods without their own; the best is kept.")] = "",
     steps: Annotated[int, typer.Option(help="Steps of unlearning.")] = 120,
@@ -46,8 +46,8 @@ def tofu(
         float | None, typer.Option(help="Stop above this loss on validation rows, in nats, and restore the best weights.")
     ] = None,
     check_every: Annotated[int, typer.Option(help="Steps from one look at the two to the next.")] = 10,
-    new_tokens: Annotated[int, typer.Option(help="Length of a generation at most.")] = 200,
-    eval_rows: Annotated[int | None, typer.Option(help="Rows a set to evaluate. Default: all.")] = None,
+    new_tokens: NewTokens = 200,
+    eval_rows: EvalRows = None,
     metrics: Annotated[str, typer.Option(help="tofu (the benchmark's own), or all: memorisation and attacks too.")] = "all",
     eval_every: Annotated[int | None, typer.Option(help="Look at a few rows every so many steps of unlearning.")] = None,
     eval_subset: Annotated[int, typer.Option(help="Rows a task that such a look sees.")] = 32,
@@ -63,13 +63,12 @@ def tofu(
     ] = "",
     task_folder: Annotated[str | None, typer.Option(help="Folder with such tasks of your own, as yaml files.")] = None,
     ability_rows: Annotated[int | None, typer.Option(help="Rows of such a task. Default: all.")] = None,
-    seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Output folder. Default: one in runs/, named by the options.")] = None,
+    seed: Seed = 0,
+    out: Out = None,
 ) -> None:
     """Fine-tune, unlearn, evaluate by TOFU's metrics and report. The same command continues an interrupted run."""
     # Imported here, so that --help does not wait for transformers.
     from experiments.progress import Progress
-    from experiments.stages import json_hash
     from experiments.tofu.run import TofuRun
     from experiments.tofu.settings import Settings
     from experiments.tofu.table import results_table
@@ -107,11 +106,8 @@ def tofu(
         ability_rows=ability_rows,
         seed=seed,
     )
-    source = data if data in ("synthetic", "hub") else Path(data).resolve().name
-    # Runs that differ in more than the name says get folders of their own.
-    plain = Settings(data=data, preset=preset, seed=seed)
-    suffix = "" if settings == plain else f"-{json_hash(settings.as_dict())[:6]}"
-    folder = out or Path("runs") / f"tofu-{preset}-{source}-{seed}{suffix}"
+    usual = Settings(data=data, preset=preset, seed=seed)
+    folder = out or options.folder(f"tofu-{preset}", data, seed, settings.as_dict(), usual.as_dict())
     console = Console()
     results = TofuRun(settings, folder, Progress(console)).run()
     console.print(results_table(results))
@@ -119,7 +115,7 @@ def tofu(
 
 
 def rates(
-    data: Annotated[str, typer.Option(help="'synthetic', 'hub' (locuslab/TOFU), or a folder of json files.")] = "synthetic",
+    data: TofuData = "synthetic",
     kinds: Annotated[
         str, typer.Option(help="auto (robust), paper, gen (the package gen-optim), fixed; separated by commas.")
     ] = "auto,gen,fixed",
@@ -150,13 +146,13 @@ def rates(
 
 
 def bench_eval(
-    data: Annotated[str, typer.Option(help="'synthetic', 'hub' (locuslab/TOFU), or a folder of json files.")] = "synthetic",
-    preset: Annotated[str, typer.Option(help="mini (20 authors, forget 2), forget01, forget05 or forget10.")] = "mini",
-    size: Annotated[str, typer.Option(help="Size of the model: 1m, 3m, 12m or 100m.")] = "1m",
-    new_tokens: Annotated[int, typer.Option(help="Length of a generation at most.")] = 200,
-    eval_rows: Annotated[int | None, typer.Option(help="Rows a set to evaluate. Default: all.")] = None,
+    data: TofuData = "synthetic",
+    preset: Preset = "mini",
+    size: Size = "1m",
+    new_tokens: NewTokens = 200,
+    eval_rows: EvalRows = None,
     rounds: Annotated[int, typer.Option(help="How often each way is timed, in alternation.")] = 3,
-    seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
+    seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/bench-eval"),
 ) -> None:
     """Time the evaluation of a memorised model beside one row at a time with `model.generate`, and compare row by row."""

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.lm.encoding import Encoder
 from experiments.lm.generation import greedy
 from experiments.lm.monitor import Look, Monitor
-from experiments.lm.scoring import answer_scores
+from experiments.lm.scoring import Score, answer_scores
 from experiments.tofu.data import Row
 from experiments.tofu.metrics import rouge_recall, share
 
@@ -25,23 +25,24 @@ BEST = {
 
 
 def monitor(
+    model: Any,
     encoder: Encoder,
     rows: Mapping[str, Sequence[Row]],
     every: int,
     new_tokens: int,
     keep_best: str | None,
-    before: Mapping[str, float],
 ) -> Monitor:
     """A monitor of probability, ROUGE and extraction strength on both tasks.
 
     Args:
+        model: before unlearning, which the score compares with.
         encoder: of the model.
         rows: task -> a few rows. Those of the retain task should be in no step and no evaluation.
         every: steps from one look to the next.
         new_tokens: length of a generation at most.
         keep_best: key of `BEST` by which a state is kept, or None.
-        before: task -> mean answer probability before unlearning.
     """
+    before = {task: _probability(model, encoder, members) for task, members in rows.items()}
 
     def look(model: Any) -> Look:
         found: dict[str, float] = {}
@@ -59,10 +60,18 @@ def _look(model: Any, encoder: Encoder, rows: Sequence[Row], new_tokens: int) ->
     generated = greedy(model, [encoder.prompt_ids(row.question) for row in rows], encoder.eos, encoder.pad, new_tokens)
     texts = map(encoder.decode, generated)
     return {
-        "probability": fmean(math.exp(-score.nll) for score in scores),
+        "probability": _mean_probability(scores),
         "extraction_strength": fmean(score.recall.extraction_strength for score in scores if score.recall),
         "rouge": fmean(rouge_recall(row.answer, text) for row, text in zip(rows, texts, strict=True)),
     }
+
+
+def _probability(model: Any, encoder: Encoder, rows: Sequence[Row]) -> float:
+    return _mean_probability(answer_scores(model, [encoder.example(row.question, row.answer) for row in rows], encoder.pad))
+
+
+def _mean_probability(scores: Sequence[Score]) -> float:
+    return fmean(math.exp(-score.nll) for score in scores)
 
 
 def _better(name: str) -> Callable[[Look, Look | None], bool]:

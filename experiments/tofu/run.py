@@ -162,20 +162,14 @@ class TofuRun:
         if s.unlearning:
             epoch = math.ceil(len(self.data.forget) / s.unlearning.batch)
             plan = replace(plan, steps=s.unlearning.epochs * epoch, batch=s.unlearning.batch, schedule=s.unlearning)
-        return self.model_stages.unlearned(start, self._rows, method, plan, inputs, self._monitor(start))
+        return self.model_stages.unlearned(start, self._rows, method, plan, inputs, self._monitor if s.eval_every else None)
 
-    def _monitor(self, start: Path | str) -> Monitor | None:
+    def _monitor(self, model: Any) -> Monitor:
         """What looks at the model every `eval_every` steps, at a few rows that no evaluation sees, always the same."""
         s = self.settings
-        if not s.eval_every:
-            return None
         rows = {"forget": spread(self.data.forget, s.eval_subset), "retain": spread(self.data.validation, s.eval_subset)}
-        model = models.load_model(start, self.device)
-        before = {task: fmean(math.exp(-x) for x in self._nll(model, members)) for task, members in rows.items()}
-        return monitor(self.encoder, rows, s.eval_every, s.new_tokens, s.keep_best, before)
-
-    def _nll(self, model: Any, rows: Sequence[Row]) -> list[float]:
-        return answer_nll(model, self._examples(rows), self.encoder.pad)
+        assert s.eval_every is not None
+        return monitor(model, self.encoder, rows, s.eval_every, s.new_tokens, s.keep_best)
 
     def _rows(self) -> Rows:
         """What unlearning sees. Each forget row has one refusal, drawn once, so that its reference is computed once."""

@@ -1,10 +1,10 @@
 """What a TOFU run depends on, checked before anything is loaded or written."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from experiments import checks
 from experiments.errors import UserError
 from experiments.lm.methods import ALL, AUTO, BASES, Method, parse
 from experiments.lm.models import SIZES
@@ -94,62 +94,43 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("preset", self.preset, PRESETS)
-        _one_of("size", self.size, SIZES)
-        _one_of("metrics", self.metrics, METRICS)
-        if self.keep_best is not None:
-            _one_of("keep_best", self.keep_best, BEST)
-            if self.eval_every is None:
-                raise UserError(
-                    "--keep-best: found without --eval-every; give the steps from one look at the model to the next"
-                )
-        self._check_models()
+        for name, choices in (("preset", PRESETS), ("size", SIZES), ("metrics", METRICS)):
+            checks.one_of(name, getattr(self, name), choices)
         for base in self.bases:
-            _one_of("bases", base, BASES)
-        for name in (
-            "epochs",
-            "finetune_batch",
-            "steps",
-            "batch",
-            "check_every",
-            "new_tokens",
-            "eval_rows",
-            "eval_every",
-            "eval_subset",
-            "ability_rows",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{_option(name)}: found {value}; give a whole number >= 1")
-        for name, values in (("finetune_lr", [self.finetune_lr]), ("rates", self.rates)):
-            for value in values:
-                if value is not None and not (math.isfinite(value) and value > 0):
-                    raise UserError(f"{_option(name)}: found {value}; give a learning rate > 0")
-        if self.retain_budget is not None and not (math.isfinite(self.retain_budget) and self.retain_budget > 0):
-            raise UserError(f"--retain-budget: found {self.retain_budget}; give a loss > 0 in nats a token")
-        if self.stop_forget not in (None, *TARGETS):
-            _probability(self.stop_forget)
+            checks.one_of("bases", base, BASES)
+        checks.whole(self, ("epochs", "finetune_batch", "steps", "batch", "check_every", "new_tokens"))
+        checks.whole(self, ("eval_rows", "eval_every", "eval_subset", "ability_rows"))
+        checks.rates("finetune_lr", [self.finetune_lr])
+        checks.rates("rates", self.rates)
         for name in ("methods", "bases", "rates"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise UserError(f"{_option(name)}: found {','.join(map(str, values))}, with a repetition; name each once")
+            checks.distinct(name, getattr(self, name))
         for name in ("methods", "bases"):
-            if not getattr(self, name):
-                raise UserError(f"--{name}: found none; name at least one")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"--seed: found {self.seed}; give a whole number from 0 to 4294967295")
+            checks.some(name, getattr(self, name))
+        checks.seed(self.seed)
+        self._check_states()
+        self._check_models()
         if self.own_rules:
             load_rules(self.own_rules)
         self.trials()
 
+    def _check_states(self) -> None:
+        """What chooses the state that is evaluated."""
+        if self.retain_budget is not None and not (math.isfinite(self.retain_budget) and self.retain_budget > 0):
+            raise UserError(f"--retain-budget: found {self.retain_budget}; give a loss > 0 in nats a token")
+        if self.stop_forget not in (None, *TARGETS):
+            _probability(self.stop_forget)
+        if self.keep_best is None:
+            return
+        checks.one_of("keep_best", self.keep_best, BEST)
+        if self.eval_every is None:
+            raise UserError("--keep-best: found without --eval-every; give the steps from one look at the model to the next")
+        if self.stop_forget or self.retain_budget:
+            raise UserError("--keep-best: found with --stop-forget or --retain-budget, which choose a state too; give one")
+
     def _check_models(self) -> None:
-        if self.keep_best and (self.stop_forget or self.retain_budget):
-            raise UserError(
-                "--keep-best: found with --stop-forget or --retain-budget, which choose a state too; give one of them"
-            )
         for name, needed in (("task_folder", "general_ability"), ("ability_rows", "general_ability")):
             if getattr(self, name) and not getattr(self, needed):
-                raise UserError(f"{_option(name)}: found without {_option(needed)}; give both, or none")
+                raise UserError(f"{checks.option(name)}: found without {checks.option(needed)}; give both, or none")
         if self.retrained and not self.target:
             raise UserError("--retrained: found without --target; give both, or none to fine-tune them here")
         if self.target and not self.model:
@@ -162,7 +143,7 @@ class Settings:
                 raise UserError(
                     f"--recipe: needs a --model with published settings; choose one of {', '.join(PRETRAINED_MODELS)}"
                 )
-            _one_of("recipe", self.recipe, self.known.unlearning)
+            checks.one_of("recipe", self.recipe, self.known.unlearning)
             if (self.steps, self.batch, self.rates) != (Settings.steps, Settings.batch, Settings.rates):
                 raise UserError("--recipe: found with --steps, --batch or --rates, which it sets; leave them out")
             if self.bases != ("adamw",) or any("/" in spec for spec in self.methods):
@@ -231,7 +212,7 @@ class Settings:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for config.yaml and hashes."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return checks.plain(asdict(self))
 
 
 def _probability(text: str | None) -> float:
@@ -242,12 +223,3 @@ def _probability(text: str | None) -> float:
     if not 0 <= value <= 1:
         raise UserError(f"--stop-forget: found {text!r}; give a probability from 0 to 1, or {' or '.join(TARGETS)}")
     return value
-
-
-def _one_of(name: str, value: str, choices: Sequence[str] | dict[str, Any]) -> None:
-    if value not in choices:
-        raise UserError(f"{_option(name)}: unknown value {value!r}; choose one of {', '.join(choices)}")
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -70,7 +70,7 @@ def test_looking_changes_nothing(model: Any, encoder: Encoder, examples: list[Ex
     """The same run with and without looks, that even generate: equal records, equal weights."""
     start = {name: value.clone() for name, value in model.state_dict().items()}
     rows = {task: [Row(r["question"], r["answer"], "") for r in ROWS[:3]] for task in ("forget", "retain")}
-    watcher = monitor(encoder, rows, 2, 5, "score", {"forget": 1.0, "retain": 1.0})
+    watcher = monitor(model, encoder, rows, 2, 5, "score")
     watched = run(model, examples, encoder.pad, watcher)
     after = weights(model)
     model.load_state_dict(start)
@@ -92,7 +92,7 @@ def test_the_best_state_is_kept(model: Any, encoder: Encoder, examples: list[Exa
         return {name: values[len(seen) - 1]}
 
     rows = {task: [Row("q", "a", "")] for task in ("forget", "retain")}
-    watcher = Monitor(2, look, monitor(encoder, rows, 2, 5, name, {"forget": 1.0, "retain": 1.0}).better)
+    watcher = Monitor(2, look, monitor(model, encoder, rows, 2, 5, name).better)
     run(model, examples, encoder.pad, watcher)
     assert watcher.step == [2, 4, 6, 7][best]
     watcher.restore(model)
@@ -104,9 +104,14 @@ def test_the_look_says_what_the_scores_say(model: Any, encoder: Encoder, example
     rows = {
         task: [Row(r["question"], r["answer"], "") for r in part] for task, part in (("forget", ROWS[:3]), ("retain", ROWS[3:]))
     }
-    found = monitor(encoder, rows, 1, 5, None, {"forget": 0.5, "retain": 0.25}).look(model)
+    watcher = monitor(model, encoder, rows, 1, 5, None)
+    before = watcher.look(model)
+    assert before["score"] == pytest.approx(0, abs=1e-12)  # everything is kept, and nothing lost
+    run(model, examples, encoder.pad, None)
+    model.eval()
+    found = watcher.look(model)
     for task, part in (("forget", examples[:3]), ("retain", examples[3:])):
         own = fmean(torch.tensor(answer_nll(model, part, encoder.pad)).neg().exp().tolist())
         assert found[f"{task}_probability"] == pytest.approx(own, rel=1e-6)
-    kept, left = found["retain_probability"] / 0.25, found["forget_probability"] / 0.5
-    assert found["score"] == pytest.approx(min(kept, 1 - left), rel=1e-12)
+    kept, left = (found[f"{task}_probability"] / before[f"{task}_probability"] for task in ("retain", "forget"))
+    assert found["score"] == pytest.approx(min(kept, 1 - left), rel=1e-9)

@@ -12,23 +12,16 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from rich.console import Console
 
 from experiments import model_stages
 from experiments.errors import UserError
 from experiments.lm import models
-from experiments.lm.encoding import Encoder
 from experiments.lm.pretrained import PRETRAINED_MODELS
-from experiments.lm.training import Schedule, finetune
 from experiments.progress import Progress
 from experiments.tofu import run as tofu_run
-from experiments.tofu import synthetic
 from experiments.tofu.bench_evaluation import compare
-from experiments.tofu.data import EvaluationRow, Row
-from experiments.tofu.evaluate import evaluate
-from experiments.tofu.metrics import Evaluation, privacy
 from experiments.tofu.run import TofuRun
 from experiments.tofu.settings import Settings
 from experiments.tofu.summary import summarize
@@ -534,63 +527,6 @@ def test_a_method_with_a_base_of_its_own(tmp_path: Path) -> None:
     results = run(tmp_path, methods=("ngdiff/sgd", "ga@1e-4"), bases=("adamw", "sgd"), metrics="tofu").run()
     found = [(model["name"], model["method"]["base"]) for model in results["models"][2:]]
     assert found == [("ngdiff/sgd", "sgd"), ("ga@1e-4 adamw", "adamw"), ("ga@1e-4 sgd", "sgd")]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"metrics": "some"}, "--metrics: unknown value 'some'; choose one of tofu, all"),
-        ({"keep_best": "score"}, "--keep-best: found without --eval-every"),
-        ({"keep_best": "best", "eval_every": 2}, "--keep-best: unknown value 'best'"),
-        ({"keep_best": "score", "eval_every": 2, "retain_budget": 1.0}, "--keep-best: found with --stop-forget or --retain"),
-        ({"eval_every": 0}, "--eval-every: found 0"),
-        ({"retrained": "x"}, "--retrained: found without --target"),
-        ({"target": "x"}, "--target: found without --model"),
-        ({"target": "published", "model": "mistral-7b"}, "--target: found 'published', and none is for --model mistral-7b"),
-        ({"recipe": "locuslab"}, "--recipe: needs a --model with published settings"),
-        ({"recipe": "mine", "model": "phi-1.5"}, "--recipe: unknown value 'mine'"),
-        ({"recipe": "locuslab", "model": "phi-1.5", "steps": 3}, "--recipe: found with --steps"),
-        ({"recipe": "locuslab", "model": "phi-1.5", "bases": ("sgd",)}, "--recipe: found with a base optimizer"),
-        ({"ability_rows": 3}, "--ability-rows: found without --general-ability"),
-    ],
-)
-def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        Settings(**options)
-    assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_memorised_model_is_recognised(tmp_path: Path) -> None:
-    """End to end: forget rows known by heart score lower than the holdout in every attack, and PrivLeak is -100."""
-    rows = synthetic.rows("forget01")[:6]
-    held = synthetic.rows("holdout01")[:6]
-    encoder = Encoder(models.train_tokenizer([row["question"] + row["answer"] for row in rows + held], 400))
-    torch.manual_seed(0)
-    size = models.Size(hidden=64, layers=2, heads=4, intermediate=128, vocabulary=400)
-    model = models.build_llama(size, encoder.tokenizer)
-    examples = [encoder.example(row["question"], row["answer"]) for row in rows]
-    fresh = evaluated(model, encoder, rows, held)
-    finetune(model, examples, encoder.pad, Schedule(epochs=60, batch=6, lr=5e-3), torch.Generator().manual_seed(0))
-    known = evaluated(model, encoder, rows, held)
-    found = privacy(known, fresh)
-    assert found is not None
-    assert found["auc"] == dict.fromkeys(("loss", "zlib", "min_k", "min_k_plus", "gradient_norm", "reference"), 1.0)
-    assert found["privleak"] == -100
-    memory = known.forget[0].memory
-    assert memory is not None
-    assert (memory.exact_memorisation, memory.extraction_strength) == (1.0, 1.0)
-    assert fmean(row.memory.extraction_strength for row in fresh.forget if row.memory) < 0.1
-
-
-def evaluated(model: Any, encoder: Encoder, rows: list[dict[str, Any]], held: list[dict[str, Any]]) -> Evaluation:
-    """Of rows whose paraphrase and wrong answers are the answer and another one's."""
-    forget = [
-        EvaluationRow(row["question"], row["answer"], "", row["answer"], (other["answer"],))
-        for row, other in zip(rows, rows[1:] + rows[:1], strict=True)
-    ]
-    holdout = [Row(row["question"], row["answer"], "") for row in held]
-    return evaluate(model, encoder, {"forget": forget}, 8, holdout=holdout, metrics="all")
 
 
 def test_bench_compares_row_by_row(tmp_path: Path) -> None:
