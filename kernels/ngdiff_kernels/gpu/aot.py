@@ -6,13 +6,14 @@ and how many loads and stores of 16 bytes there are beside how many there must b
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,14 +154,22 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return registers, stack + local
 
 
+def _measure_job(job: tuple[str, int]) -> tuple[str, dict[str, int]]:
+    """By numbers, because Triton's functions do not travel between processes."""
+    target, index = job
+    variant = list(variants())[index]
+    return variant.name, measure(variant, TARGETS[target])
+
+
 def report() -> dict[str, Any]:
     """All variants on all targets."""
-    jobs = [(name, target, variant) for name, target in TARGETS.items() for variant in variants()]
-    with ThreadPoolExecutor() as pool:
-        measured = list(pool.map(lambda job: measure(job[2], job[1]), jobs))
+    jobs = [(name, index) for name in TARGETS for index, _ in enumerate(variants())]
+    # Processes, not threads: LLVM orders some instructions by memory addresses, which other threads' work moves about.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        measured = list(pool.map(_measure_job, jobs, chunksize=8))
     entries: dict[str, Any] = {name: {} for name in TARGETS}
-    for (name, _, variant), values in zip(jobs, measured, strict=True):
-        entries[name][variant.name] = values
+    for (name, _), (variant, values) in zip(jobs, measured, strict=True):
+        entries[name][variant] = values
     return {
         "triton": triton.__version__,
         "elements_a_tile": launch.ROWS * WIDTH.value,
