@@ -10,6 +10,7 @@ from experiments.lm.devices import autocast
 
 TOKENS = 65536  # cache entries a batch: more rows are fewer steps, until copying the cache costs more than they save
 CACHE = 4 << 30  # bytes that the cache of a batch may take, of large models
+LEAVE = 7 / 8  # share of the batch's rows that still go on when the others leave it: their keys and values are copied then
 PREFIX = 32  # tokens that all prompts of a batch must share before they are read once for all
 
 
@@ -45,6 +46,7 @@ def cache_bytes(model: Any) -> int:
 
 def _greedy_batch(model: Any, prompts: list[Sequence[int]], eos: int, pad: int, max_new_tokens: int) -> list[list[int]]:
     rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
+    ended = [False] * len(prompts)
     result: list[list[int]] = [[] for _ in prompts]
     cache, shared = _read_shared(model, prompts)
     ids, mask = left_padded([prompt[shared:] for prompt in prompts], pad, model.device)
@@ -61,14 +63,14 @@ def _greedy_batch(model: Any, prompts: list[Sequence[int]], eos: int, pad: int, 
         )
         cache = out.past_key_values
         token = out.logits[:, -1].argmax(-1)
-        tokens = token.tolist()
-        for row, new in zip(rows, tokens, strict=True):
-            if new != eos:
+        for row, new in zip(rows, token.tolist(), strict=True):
+            ended[row] |= new == eos
+            if not ended[row]:
                 result[row].append(new)
-        alive = [i for i, new in enumerate(tokens) if new != eos]
+        alive = [i for i, row in enumerate(rows) if not ended[row]]
         if not alive:
             break
-        if len(alive) < len(rows):
+        if len(alive) <= LEAVE * len(rows):
             keep = torch.tensor(alive, device=model.device)
             cache.batch_select_indices(keep)
             mask, token, rows = mask[keep], token[keep], [rows[i] for i in alive]

@@ -1,6 +1,7 @@
 """What a forward pass tells about answers: their likelihood, and how much of them the model knows by heart."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,14 @@ from experiments.lm.devices import autocast
 from experiments.lm.encoding import Example
 from ngdiff.objectives import IGNORE
 
-TOKENS = 8192  # a batch, padding included
+TOKENS = 2048  # a batch on a CPU, padding included: of a small model, what its caches hold
+GPU_TOKENS = 8192
+PROMPTS = 8192  # tokens of the prompts whose keys and values are kept at a time
 LARGEST_NLL = 1e4  # nats; what a NaN or infinite NLL counts as, so that a destroyed model gets probability 0 and not an error
 LOWEST_SHARE = 0.4  # k of Min-K and Min-K++: the share of tokens with the lowest scores; MUSE, arXiv 2407.06460
 VARIANCE_FLOOR = 1e-6  # of Min-K++, where the prediction is certain; open-unlearning's
 LARGEST_SCORE = 1e30  # the same for scores without a natural scale
-LOGITS = 1 << 24  # as many at a time in float32, 64 MiB: a vocabulary may have 128,000 entries
+LOGITS = 1 << 22  # as many at a time in float32, 16 MiB: a vocabulary may have 128,000 entries
 
 
 @dataclass(frozen=True)
@@ -64,20 +67,10 @@ def answer_scores(model: Any, examples: Sequence[Example], pad: int, recalled: C
         recalled: indices of the examples whose recall is wanted too.
     """
     model.eval()
-    recalled = frozenset(recalled)
     groups = _groups(examples)
-    if not _worthwhile(examples, groups):
-        groups = [[i] for i in range(len(examples))]
-    predict = _from_shared_prompts if len(groups) < len(examples) else _from_whole_rows
-
-    def compute(numbers: list[int]) -> list[tuple[int, Score]]:
-        batch = [groups[number] for number in numbers]
-        logits, targets = predict(model, [[examples[i] for i in group] for group in batch], pad)
-        indices = [i for group in batch for i in group]
-        return list(zip(indices, _scores(logits, targets, [i in recalled for i in indices]), strict=True))
-
-    sizes = [len(group) * max(len(examples[i].ids) for i in group) for group in groups]
-    found = dict(pair for _, pairs in in_batches(sizes, TOKENS, compute) for pair in pairs)
+    score = _Scoring(model, examples, pad, frozenset(recalled))
+    batches = score.behind_prompts(groups) if _worthwhile(examples, groups) else score.whole_rows()
+    found = {i: one for indices, scores in batches for i, one in zip(indices, scores, strict=True)}
     return [found[i] for i in range(len(examples))]
 
 
@@ -97,58 +90,120 @@ def _worthwhile(examples: Sequence[Example], groups: Sequence[Sequence[int]]) ->
     return saved > 0.1 * sum(len(example.ids) for example in examples)
 
 
-Groups = Sequence[Sequence[Example]]
+Batches = Iterator[tuple[list[int], list[Score]]]  # indices of examples, and their scores
+Parts = Sequence[
+    tuple[Tensor, Tensor]
+]  # logits (rows, tokens, vocabulary), and the ids that they should predict (rows, tokens)
 
 
-def _from_whole_rows(model: Any, groups: Groups, pad: int) -> tuple[Tensor, Tensor]:
-    """Logits (rows, tokens, vocabulary) and the ids that they should predict (rows, tokens), -100 where nothing is scored."""
-    batch = collate([example for group in groups for example in group], pad, model.device)
-    labels = batch.pop("labels")
-    with autocast(model.device):
-        logits = model(**batch, use_cache=False).logits
-    return logits[:, :-1], labels[:, 1:]
+@dataclass(frozen=True)
+class _Scoring:
+    """The ways to read answers, in batches of similar length."""
+
+    model: Any
+    examples: Sequence[Example]
+    pad: int
+    recalled: frozenset[int]
+
+    @property
+    def tokens(self) -> int:
+        return TOKENS if self.model.device.type == "cpu" else GPU_TOKENS
+
+    def whole_rows(self) -> Batches:
+        """Prompts and answers in one piece."""
+
+        def compute(indices: list[int]) -> list[Score]:
+            batch = collate([self.examples[i] for i in indices], self.pad, self.model.device)
+            targets = torch.nn.functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORE)
+            with autocast(self.model.device):
+                logits = self.model(**batch, use_cache=False).logits
+            return self._scores(indices, [(logits, targets)])
+
+        return in_batches([len(example.ids) for example in self.examples], self.tokens, compute)
+
+    def behind_prompts(self, groups: Sequence[Sequence[int]]) -> Batches:
+        """Prompts first, a row each, whose keys and values then serve all their answers."""
+
+        def compute(numbers: list[int]) -> list[tuple[list[int], list[Score]]]:
+            prompts = [self.examples[groups[number][0]] for number in numbers]
+            read = _Read.of(self.model, [prompt.ids[: prompt.prompt] for prompt in prompts], self.pad)
+            answers = [(i, row) for row, number in enumerate(numbers) for i in groups[number]]
+            return list(self._answers(read, *zip(*answers, strict=True)))
+
+        lengths = [self.examples[group[0]].prompt for group in groups]
+        return (batch for _, batches in in_batches(lengths, PROMPTS, compute) for batch in batches)
+
+    def _answers(self, read: "_Read", indices: Sequence[int], rows: Sequence[int]) -> Batches:
+        """Of the examples with these indices, whose prompts are in these rows of what was read."""
+        answers = [self.examples[i].ids[self.examples[i].prompt :] for i in indices]
+
+        def compute(numbers: list[int]) -> list[Score]:
+            batch = collate([Example(answers[k], 0) for k in numbers], self.pad, self.model.device)
+            first, logits = read.continued([rows[k] for k in numbers], batch)
+            ids, targets = batch["input_ids"], torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
+            return self._scores([indices[k] for k in numbers], [(first[:, None], ids[:, :1]), (logits, targets)])
+
+        for numbers, scores in in_batches([len(answer) for answer in answers], self.tokens, compute):
+            yield [indices[k] for k in numbers], scores
+
+    def _scores(self, indices: Sequence[int], parts: Parts) -> list[Score]:
+        wanted = [row for row, i in enumerate(indices) if i in self.recalled]
+        recalls = dict(zip(wanted, _recalls([(logits[wanted], targets[wanted]) for logits, targets in parts]), strict=True))
+        return [Score(nll, recalls.get(row)) for row, nll in enumerate(_bounded(_row_means(parts)).tolist())]
 
 
-def _from_shared_prompts(model: Any, groups: Groups, pad: int) -> tuple[Tensor, Tensor]:
-    """The same, of the answers alone: prompts are read first, a row each, and their keys and values serve all answers."""
-    prompts, mask = left_padded([group[0].ids[: group[0].prompt] for group in groups], pad, model.device)
-    rows = torch.tensor([row for row, group in enumerate(groups) for _ in group], device=model.device)
-    answers = collate([Example(e.ids[e.prompt :], 0) for group in groups for e in group], pad, model.device)
-    ids, targets = answers["input_ids"], answers["labels"].clone()
-    targets[:, 0] = ids[:, 0]  # scored too: here the prompt predicts it
-    with autocast(model.device):
-        read = model(
-            input_ids=prompts,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        cache = read.past_key_values
-        cache.batch_select_indices(rows)
-        mask = torch.cat([mask[rows], answers.get("attention_mask", torch.ones_like(ids))], dim=1)
+@dataclass(frozen=True)
+class _Read:
+    """What the model keeps of prompts that it has read: keys and values, mask, and the logits of the next token, a row each."""
+
+    model: Any
+    cache: Any
+    mask: Tensor
+    logits: Tensor
+
+    @classmethod
+    def of(cls, model: Any, prompts: Sequence[Sequence[int]], pad: int) -> "_Read":
+        ids, mask = left_padded(prompts, pad, model.device)
+        options = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0), "use_cache": True, "logits_to_keep": 1}
+        with autocast(model.device):
+            out = model(input_ids=ids, attention_mask=mask, **options)
+        return cls(model, out.past_key_values, mask, out.logits[:, -1])
+
+    def continued(self, rows: Sequence[int], batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits after the prompts in `rows`, (rows, vocabulary), and behind each id of a batch that goes on from there."""
+        ids, chosen = batch["input_ids"], torch.tensor(rows, device=self.mask.device)
+        cache = copy(self.cache)  # the layers put new tensors into the place of old ones, so that a shallow copy is enough
+        cache.layers = [copy(layer) for layer in self.cache.layers]
+        cache.batch_select_indices(chosen)
+        mask = torch.cat([self.mask[chosen], batch.get("attention_mask", torch.ones_like(ids))], dim=1)
         positions = (mask.cumsum(1) - 1)[:, -ids.shape[1] :]
-        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
-    return torch.cat([read.logits[rows], out.logits[:, :-1]], dim=1), targets
+        options = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
+        with autocast(self.model.device):
+            return self.logits[chosen], self.model(input_ids=ids, **options).logits
 
 
-def _scores(logits: Tensor, targets: Tensor, recalled: Sequence[bool]) -> list[Score]:
-    means = _bounded(_row_means(logits, targets)).tolist()
-    numbers = [row for row, wanted in enumerate(recalled) if wanted]
-    recalls = dict(zip(numbers, _recalls(logits[numbers], targets[numbers]), strict=True)) if numbers else {}
-    return [Score(nll, recalls.get(row)) for row, nll in enumerate(means)]
+def _row_means(parts: Parts) -> Tensor:
+    """Mean NLL of each row over its scored tokens, shape (rows,). Where a target is -100, nothing is scored."""
+    nll = torch.cat([_token_nll(logits, targets) for logits, targets in parts], dim=1)
+    return nll.sum(1) / sum((targets != IGNORE).sum(1) for _, targets in parts)
 
 
-def _row_means(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean NLL of each row over its scored tokens, shape (rows,)."""
+def _token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """NLL of each target, 0 where nothing is scored, (rows, tokens)."""
+    pieces = zip(_pieces(logits.flatten(0, 1)), _pieces(targets.flatten(), logits.shape[-1]), strict=True)
+    nll = [torch.nn.functional.cross_entropy(x.float(), y, ignore_index=IGNORE, reduction="none") for x, y in pieces]
+    return torch.cat(nll).view(targets.shape)
+
+
+def _pieces(values: Tensor, vocabulary: int | None = None) -> Sequence[Tensor]:
+    return values.split(max(1, LOGITS // (vocabulary or values.shape[-1])))
+
+
+def _recalls(parts: Parts) -> list[Recall]:
+    logits, targets = (torch.cat(values, dim=1) for values in zip(*parts, strict=True))
     scored = targets != IGNORE
-    nll = torch.zeros(targets.shape, device=logits.device)
-    nll[scored] = torch.nn.functional.cross_entropy(logits[scored].float(), targets[scored], reduction="none")
-    return nll.sum(1) / scored.sum(1)
-
-
-def _recalls(logits: Tensor, targets: Tensor) -> list[Recall]:
-    scored = targets != IGNORE
+    if not scored.any():
+        return []
     counts = (scored.sum(1) - 1).clamp(min=1).tolist()  # a lone end token counts, for there is nothing else
     known, log_p, standard = (
         values.split(scored.sum(1).tolist()) for values in _token_statistics(logits[scored], targets[scored])
@@ -161,7 +216,7 @@ def _recalls(logits: Tensor, targets: Tensor) -> list[Recall]:
 def _token_statistics(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of each token: whether it is the most likely one, its log-probability, and that in standard units; each (tokens,)."""
     parts = []
-    for some, target in zip(*(values.split(max(1, LOGITS // logits.shape[-1])) for values in (logits, targets)), strict=True):
+    for some, target in zip(_pieces(logits), _pieces(targets, logits.shape[-1]), strict=True):
         log_probs = some.float().log_softmax(-1)
         probs = log_probs.exp()
         # 0 x -inf is a token that cannot come: it adds nothing.
@@ -208,7 +263,7 @@ def gradient_norms(model: Any, examples: Sequence[Example], pad: int) -> list[fl
 
 def _gradient_norm(model: Any, parameters: Sequence[Tensor], batch: dict[str, Tensor], labels: Tensor) -> float:
     with torch.enable_grad(), autocast(model.device):
-        loss = _row_means(model(**batch, use_cache=False).logits[:, :-1], labels[:, 1:])[0]
+        loss = _row_means([(model(**batch, use_cache=False).logits[:, :-1], labels[:, 1:])])[0]
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
     return _bounded(norm, LARGEST_SCORE).item()

@@ -69,7 +69,7 @@ def test_min_k_plus_of_a_coin() -> None:
     """
     logits = torch.tensor([[[0.0, 0.0], [math.log(0.8), math.log(0.2)], [0.0, 0.0]]])
     labels = torch.tensor([[-100, -100, 1]])
-    found = scoring._recalls(logits[:, :-1], labels[:, 1:])[0]
+    found = scoring._recalls([(logits[:, :-1], labels[:, 1:])])[0]
     assert found.min_k_plus == pytest.approx(2.0, rel=1e-6)  # float32
     assert found.min_k == pytest.approx(-math.log(0.2), rel=1e-6)
 
@@ -134,6 +134,6 @@ def test_a_destroyed_model_gives_numbers(model: Any, encoder: Encoder, examples:
 
 def test_a_token_that_cannot_come_is_no_nan() -> None:
     logits = torch.tensor([[[0.0, 0.0, 0.0], [0.0, 0.0, -math.inf], [0.0, 0.0, 0.0]]])
-    found = scoring._recalls(logits[:, :-1], torch.tensor([[0, 1]]))[0]
+    found = scoring._recalls([(logits[:, :-1], torch.tensor([[0, 1]]))])[0]
     assert math.isfinite(found.min_k_plus)
     assert found.min_k == pytest.approx(math.log(3), rel=1e-6)  # the end token, 1, is left out
