@@ -151,7 +151,18 @@ def test_generation_is_that_of_transformers_one_row_at_a_time(
     monkeypatch.setattr(
         generation, "CACHE", 8 * (max(map(len, prompts)) + 40) * generation.cache_bytes(model)
     )  # several batches
-    found = generation.greedy(model, prompts, encoder.eos, encoder.pad, 40)
+    rows_read = []
+    hook = model.register_forward_pre_hook(lambda _, __, kwargs: rows_read.append(len(kwargs["input_ids"])), with_kwargs=True)
+    ways, costs = [], []
+    for leave in (1, generation.LEAVE, 0):  # at once, some together, all at the end
+        rows_read.clear()
+        monkeypatch.setattr(generation, "LEAVE", leave)
+        ways.append(generation.greedy(model, prompts, encoder.eos, encoder.pad, 40))
+        costs.append(sum(rows_read))
+    hook.remove()
+    found = ways[0]
+    assert ways == [found] * 3
+    assert costs[0] < costs[2]
     for prompt, ids in zip(prompts, found, strict=True):
         options = {"do_sample": False, "max_new_tokens": 40, "eos_token_id": encoder.eos, "pad_token_id": encoder.pad}
         input_ids = torch.tensor([prompt])

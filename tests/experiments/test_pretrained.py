@@ -295,13 +295,21 @@ def test_documents_in_one_row_stay_apart(loaded: Loaded, folders: dict[str, Path
     assert apart == models.holds_several_documents(str(folders[name]))
 
 
-def test_answers_of_one_prompt_are_scored_as_if_alone(loaded: Loaded) -> None:
+def test_answers_of_one_prompt_are_scored_as_if_alone(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompt is read once for all of them: left-padded, behind a cache, at the right positions."""
+    monkeypatch.setattr(scoring, "TOKENS", 200)  # several batches of answers behind the same prompts
     questions = [row["question"] for row in ROWS[:4]]
     examples = [loaded.encoder.example(q, row["answer"]) for q in questions for row in ROWS[:5]]
     assert len(scoring._groups(examples)) == 4
     assert scoring._worthwhile(examples, scoring._groups(examples))
+    batches = []
+    hook = loaded.model.register_forward_pre_hook(
+        lambda _, __, kwargs: batches.append(kwargs["input_ids"].shape[0]), with_kwargs=True
+    )
     found = scoring.answer_scores(loaded.model, examples, loaded.encoder.pad, range(len(examples)))
+    hook.remove()
+    assert batches[0] == 4
+    assert len(batches) > 3
     alone = [scoring.answer_scores(loaded.model, [example], loaded.encoder.pad, [0])[0] for example in examples]
     for mine, theirs in zip(found, alone, strict=True):
         assert mine.nll == pytest.approx(theirs.nll, rel=1e-5)  # NLLs are computed in float32
