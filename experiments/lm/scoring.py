@@ -16,7 +16,7 @@ from ngdiff.objectives import IGNORE
 
 TOKENS = 2048  # a batch on a CPU, padding included: of a small model, what its caches hold
 GPU_TOKENS = 8192
-PROMPTS = 8192  # tokens of the prompts whose keys and values are kept at a time
+PROMPTS = 4096  # tokens of the prompts whose keys and values are kept at a time
 LARGEST_NLL = 1e4  # nats; what a NaN or infinite NLL counts as, so that a destroyed model gets probability 0 and not an error
 LOWEST_SHARE = 0.4  # k of Min-K and Min-K++: the share of tokens with the lowest scores; MUSE, arXiv 2407.06460
 VARIANCE_FLOOR = 1e-6  # of Min-K++, where the prediction is certain; open-unlearning's
