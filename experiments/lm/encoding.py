@@ -1,8 +1,8 @@
 """From a question and an answer to token ids, by the template that the model was trained with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from experiments.errors import UserError
@@ -65,6 +65,7 @@ class Encoder:
         self.eos = int(tokenizer.eos_token_id)
         # Padding is masked by lengths, never by comparing ids, so that pad = eos hides no real end token.
         self.pad = int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else self.eos
+        self._prompt_text = lru_cache(maxsize=8192)(partial(TEMPLATES[template], tokenizer))
         self._prompt_ids = lru_cache(maxsize=8192)(self._encode_prompt)
 
     def prompt_ids(self, question: str) -> tuple[int, ...]:
@@ -77,8 +78,14 @@ class Encoder:
         The text is tokenised as one piece. Where that merges the last token of the prompt with the answer, the merged token is
         scored too.
         """
-        prompt_text, separator = TEMPLATES[self.template](self.tokenizer, question)
-        ids = self._encode(prompt_text + separator + answer)
+        return self.examples([(question, answer)])[0]
+
+    def examples(self, pairs: Sequence[tuple[str, str]]) -> list[Example]:
+        """`example` of each question and answer, tokenised together, which takes less time."""
+        texts = ["".join(self._prompt_text(question)) + answer for question, answer in pairs]
+        return [self._example(question, ids) for (question, _), ids in zip(pairs, self._encode(texts), strict=True)]
+
+    def _example(self, question: str, ids: tuple[int, ...]) -> Example:
         if not ids or ids[-1] != self.eos:
             ids = (*ids, self.eos)
         prompt = self.prompt_ids(question)
@@ -90,15 +97,18 @@ class Encoder:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def _encode_prompt(self, question: str) -> tuple[int, ...]:
-        return self._encode(TEMPLATES[self.template](self.tokenizer, question)[0])
+        return self._encode([self._prompt_text(question)[0]])[0]
 
-    def _encode(self, text: str) -> tuple[int, ...]:
-        """Ids of a text that begins a sequence. A chat template writes its special tokens itself; elsewhere the tokenizer adds
-        those that its model was trained with, of which an end token is not wanted yet.
+    def _encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Ids of texts that begin a sequence each. A chat template writes its special tokens itself; elsewhere the tokenizer
+        adds those that its model was trained with, of which an end token is not wanted yet.
         """
+        if not texts:
+            return []
         chat = self.template == "chat"
-        ids = tuple(self.tokenizer(text, add_special_tokens=not chat)["input_ids"])
-        return ids[:-1] if not chat and ids[-1:] == (self.eos,) and not text.endswith(self.tokenizer.eos_token) else ids
+        rows = map(tuple, self.tokenizer(list(texts), add_special_tokens=not chat)["input_ids"])
+        added = [not chat and not text.endswith(self.tokenizer.eos_token) for text in texts]
+        return [ids[:-1] if ends and ids[-1:] == (self.eos,) else ids for ids, ends in zip(rows, added, strict=True)]
 
 
 def _qa(tokenizer: Any, question: str) -> tuple[str, str]:

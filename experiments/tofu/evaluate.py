@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from experiments.lm.encoding import Encoder, Example
+from experiments.lm.encoding import Encoder
 from experiments.lm.generation import greedy
 from experiments.lm.scoring import Score, answer_scores, gradient_norms
 from experiments.membership import Exposure, zlib_ratio
@@ -43,13 +43,14 @@ def evaluate(
     """
     speed, everything = speed or Speed(), metrics == ALL
     rows = [(name, row) for name, members in sets.items() for row in members]
-    examples: list[Example] = []
+    texts: list[tuple[str, str]] = []
     first: list[int] = []  # number of each row's own answer among them
     for _, row in rows:
-        first.append(len(examples))
-        examples += [encoder.example(row.question, answer) for answer in row.answers]
-    unseen = range(len(examples), len(examples) + (len(holdout) if everything else 0))
-    examples += [encoder.example(row.question, row.answer) for row in holdout] if everything else []
+        first.append(len(texts))
+        texts += [(row.question, answer) for answer in row.answers]
+    unseen = range(len(texts), len(texts) + (len(holdout) if everything else 0))
+    texts += [(row.question, row.answer) for row in holdout] if everything else []
+    examples = encoder.examples(texts)
     forgotten = [i for (name, _), i in zip(rows, first, strict=True) if name == "forget"]
     attacked = [*forgotten, *unseen] if len(unseen) else []  # without a holdout there is nothing to tell the forget rows from
     recalled = {i for (name, _), i in zip(rows, first, strict=True) if name in AUTHOR_SETS} | set(unseen) if everything else ()
