@@ -91,9 +91,8 @@ def _worthwhile(examples: Sequence[Example], groups: Sequence[Sequence[int]]) ->
 
 
 Batches = Iterator[tuple[list[int], list[Score]]]  # indices of examples, and their scores
-Parts = Sequence[
-    tuple[Tensor, Tensor]
-]  # logits (rows, tokens, vocabulary), and the ids that they should predict (rows, tokens)
+# Logits (rows, tokens, vocabulary), and the ids that they should predict (rows, tokens).
+Parts = Sequence[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
