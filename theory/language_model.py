@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -29,7 +30,7 @@ from theory.claim import Measurement
 RUNGS = 5  # step lengths to which an order is fitted, each half of the one before
 CLEAR = 1e3  # how far above its rounding error an error must be to be fitted
 ROUNDED = 1e-14  # relative rounding error of a loss or a derivative: 90 u, for sums of a few thousand products
-SETTLED = 0.05  # how far a fitted order may be from the true one: the next order's share halves from rung to rung
+SETTLED = 0.05  # how far a fitted order may be from the true one, by the order after the next and by rounding
 SIZES = models.SIZES | {"tiny": models.Size(hidden=48, layers=2, heads=4, intermediate=96, vocabulary=512)}
 RUNS: dict[str, dict[str, Any]] = {
     "tiny": {"size": "tiny", "rows": 80, "steps": 60, "at": (0, 5, 20, 60)},
@@ -227,6 +228,8 @@ def _order(
     """How far the fitted order is from the expected one, on the shortest rungs that are clear of rounding.
 
     There the next order has its smallest share, and a wrong lower order its largest: a curvature that is off shows as order 2.
+    Where the expected order's coefficient happens to be small, the next order still shows there. Its share halves from rung to
+    rung, so log2 of the error is a - order i + b 2^-i, and b is fitted too; the share of a wrong lower order would double.
     """
     logs = []
     for i in range(60):
@@ -236,9 +239,10 @@ def _order(
         logs.append(math.log2(found))
     if len(logs) < RUNGS:
         return Measurement(math.nan, SETTLED, f"{what}: only {len(logs)} lengths are clear of rounding")
-    centre = (RUNGS - 1) / 2
-    slope = sum((centre - i) * y for i, y in enumerate(logs[-RUNGS:])) / sum((centre - i) ** 2 for i in range(RUNGS))
-    return Measurement(abs(slope - expected), SETTLED, what)
+    rungs = np.arange(RUNGS)
+    terms = np.stack([np.ones(RUNGS), -rungs, 2.0**-rungs], axis=1)
+    order = float(np.linalg.lstsq(terms, np.array(logs[-RUNGS:]))[0][1])
+    return Measurement(abs(order - expected), SETTLED, what)
 
 
 def _crossing(line: Callable[[float], float], value: float, eta: float) -> float:

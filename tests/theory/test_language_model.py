@@ -49,6 +49,16 @@ def test_a_slightly_wrong_curvature_is_seen():
     assert not _order(lambda eta: 1e-3 * eta**2 + eta**3, rounding, 1.0, 3, "order").holds
 
 
+@pytest.mark.parametrize(("lower", "holds"), [(0.0, True), (1e-2, False)])
+def test_a_next_order_that_rounding_hides_late_is_told_from_a_wrong_lower_one(lower, holds):
+    """Where the next order still shows on the shortest rungs that are clear of rounding: a plain fit gives 3.10."""
+
+    def error(eta):
+        return lower * eta**2 + eta**3 * (1 + 3 * eta)
+
+    assert _order(error, lambda eta: 1e-10, 1.0, 3, "order").holds is holds
+
+
 def test_hessian_vector_product():
     """Against the Hessian of x^3/6 + x y^2, by hand."""
     x, y = (torch.nn.Parameter(torch.tensor([v], dtype=torch.float64)) for v in (2.0, 3.0))
