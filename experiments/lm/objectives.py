@@ -12,7 +12,7 @@ from torch import Tensor
 from experiments.lm.batches import collate, length_sorted
 from experiments.lm.devices import autocast
 from experiments.lm.encoding import Example
-from experiments.lm.scoring import TOKENS
+from experiments.lm.scoring import batch_tokens
 from ngdiff import ReferenceCache, objectives
 from ngdiff.objectives import IGNORE
 from ngdiff.reference import References
@@ -175,7 +175,7 @@ class TaskLoss:
         def compute(missing: list[int]) -> Iterator[tuple[int, Tensor]]:
             training = self.model.training
             self.model.eval()
-            for part in length_sorted([len(rows[i].ids) for i in missing], TOKENS):
+            for part in length_sorted([len(rows[i].ids) for i in missing], batch_tokens(self.model.device)):
                 numbers = [missing[k] for k in part]
                 yield from zip(numbers, self._quantities(self._forward([rows[i] for i in numbers])), strict=True)
             self.model.train(training)

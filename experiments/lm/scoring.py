@@ -51,6 +51,11 @@ class Score:
     recall: Recall | None = None
 
 
+def batch_tokens(device: torch.device) -> int:
+    """Size of a batch that only reads, padding included."""
+    return TOKENS if device.type == "cpu" else GPU_TOKENS
+
+
 def answer_nll(model: Any, examples: Sequence[Example], pad: int) -> list[float]:
     """Mean NLL a scored token, in nats, one number an example, in the order given."""
     return [score.nll for score in answer_scores(model, examples, pad)]
@@ -104,10 +109,6 @@ class _Scoring:
     pad: int
     recalled: frozenset[int]
 
-    @property
-    def tokens(self) -> int:
-        return TOKENS if self.model.device.type == "cpu" else GPU_TOKENS
-
     def whole_rows(self) -> Batches:
         """Prompts and answers in one piece."""
 
@@ -118,7 +119,7 @@ class _Scoring:
                 logits = self.model(**batch, use_cache=False).logits
             return self._scores(indices, [(logits, targets)])
 
-        return in_batches([len(example.ids) for example in self.examples], self.tokens, compute)
+        return in_batches([len(example.ids) for example in self.examples], batch_tokens(self.model.device), compute)
 
     def behind_prompts(self, groups: Sequence[Sequence[int]]) -> Batches:
         """Prompts first, a row each, whose keys and values then serve all their answers."""
@@ -142,7 +143,7 @@ class _Scoring:
             ids, targets = batch["input_ids"], torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
             return self._scores([indices[k] for k in numbers], [(first[:, None], ids[:, :1]), (logits, targets)])
 
-        for numbers, scores in in_batches([len(answer) for answer in answers], self.tokens, compute):
+        for numbers, scores in in_batches([len(answer) for answer in answers], batch_tokens(self.model.device), compute):
             yield [indices[k] for k in numbers], scores
 
     def _scores(self, indices: Sequence[int], parts: Parts) -> list[Score]:
