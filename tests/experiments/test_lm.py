@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 
 from experiments.errors import UserError
 from experiments.lm import generation, models, scoring
@@ -55,6 +56,18 @@ def test_qa_template(encoder: Encoder) -> None:
 
 def test_end_token_is_not_doubled(encoder: Encoder) -> None:
     assert encoder.example("Who?", "Me.</s>").ids == encoder.example("Who?", "Me.").ids
+
+
+def test_an_end_token_that_the_tokenizer_adds_is_not_in_the_prompt(encoder: Encoder) -> None:
+    """Nor twice in the answer, where the answer ends in one of its own; of texts tokenised together, each by itself."""
+    tokenizer = models.train_tokenizer([row["question"] + row["answer"] for row in ROWS], SIZE.vocabulary)
+    ends = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    adding = Encoder(tokenizer)
+    pairs = [("Who?", "Me."), ("Who?", "Me.</s>"), ("Where?", "")]
+    assert adding.prompt_ids("Who?") == encoder.prompt_ids("Who?")
+    assert [adding.example(*pair) for pair in pairs[::2]] == [encoder.example(*pair) for pair in pairs[::2]]
+    assert adding.examples(pairs) == [adding.example(*pair) for pair in pairs]
 
 
 def test_llama2_template(encoder: Encoder) -> None:
