@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from experiments.errors import UserError
+from ngdiff.errors import UserError
 
 
 def option(name: str) -> str:

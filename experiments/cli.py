@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from experiments import command_line
 from experiments.muse.cli import muse
 from experiments.tofu.cli import bench_eval, rates, tofu
+from ngdiff import command_line
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Unlearning experiments.")
 

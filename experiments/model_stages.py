@@ -11,14 +11,15 @@ import torch
 
 from experiments import manifest
 from experiments.lm import models
-from experiments.lm.encoding import Example
 from experiments.lm.methods import Method
 from experiments.lm.monitor import Monitor
 from experiments.lm.training import Schedule, finetune
 from experiments.lm.unlearning import Rows, Timing, unlearn
 from experiments.progress import Progress
-from experiments.stages import Stages, code_hash, json_hash, read_json, write_json, write_text
+from experiments.stages import Stages, code_hash, json_hash
 from ngdiff import ReferenceCache, StoppingCriteria
+from ngdiff.files import read_json, write_json, write_text
+from ngdiff.lm.encoding import Example
 
 KEPT = "kept"  # folder, inside of an unlearned model's, of the state that the monitor kept
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from experiments.errors import UserError
-from experiments.stages import write_text
+from ngdiff.errors import UserError
+from ngdiff.files import write_text
 
 CONFIG = "config.yaml"
 

@@ -4,8 +4,8 @@ import hashlib
 import runpy
 from pathlib import Path
 
-from experiments.errors import UserError
 from ngdiff import rules
+from ngdiff.errors import UserError
 
 _loaded: dict[str, str] = {}  # path -> hash of what was run: registering a name twice is refused
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import UserError
+from ngdiff.errors import UserError
 
 HUB = "hub"
 SYNTHETIC = "synthetic"

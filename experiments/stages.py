@@ -6,9 +6,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from ngdiff.files import read_json, sync, write_json
 
 SOURCES = ("ngdiff", "ngdiff_kernels", "experiments")
 # How results are shown and compared changes none of them.
@@ -57,9 +58,9 @@ class Stages:
             compute(temporary)
             write_json(temporary / "stage.json", {"name": name, "inputs": inputs, "seconds": time.monotonic() - start})
             for path in (*temporary.rglob("*"), temporary):
-                _sync(path)
+                sync(path)
             os.replace(temporary, final)
-            _sync(self.root)
+            sync(self.root)
             self.computed.append(name)
         self.seconds[final.name] = read_json(final / "stage.json")["seconds"]
         return final
@@ -80,33 +81,3 @@ def code_hash(root: Path) -> str:
 def json_hash(value: Any) -> str:
     """SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is whole or absent: under a temporary name first, then renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        _sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON that is whole or absent; a NaN is an error."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from experiments import command_line
+from ngdiff import command_line
 from theory import examination
 
 REPORT = Path(__file__).parent / "report"

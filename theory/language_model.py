@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from experiments.lm import models
-from experiments.lm.encoding import Encoder, Example
 from experiments.lm.methods import Method
 from experiments.lm.training import Schedule, answer_loss, finetune
 from experiments.lm.unlearning import Rows, unlearn
 from experiments.tofu.data import load
 from experiments.tofu.sources import open_source
 from ngdiff.learning_rate import fit_parabola
+from ngdiff.lm.encoding import Encoder, Example
 from theory import library
 from theory.claim import Measurement
 

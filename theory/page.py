@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.manifest import commit, versions
-from experiments.stages import write_json, write_text
+from ngdiff.files import write_json, write_text
 
 Verdict = dict[str, Any]  # as made by `theory.claim.Verdict.as_dict`, or for the language model by `theory.examination.model`
 HEADERS = ("claim", "statement", "source", "symbolic", "examples", "worst ratio", "counterexamples", "verdict")

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.errors import UserError
 from ngdiff import Coefficients, Gram, Losses, StepReport, rules
+from ngdiff.errors import UserError
 
 EVERY = 10
 

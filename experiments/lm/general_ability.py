@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from experiments.errors import UserError
+from ngdiff.errors import UserError
 
 BATCH = 8  # rows; the package holds their log-probabilities of the whole vocabulary in float32
 

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.errors import UserError
 from experiments.lm.gen_optim import check_installed
-from experiments.lm.objectives import FORGET, RETAIN
 from ngdiff import AutoLearningRate, TwoTaskOptimizer, rules
+from ngdiff.errors import UserError
+from ngdiff.lm.objectives import FORGET, RETAIN
 
 AUTO = "auto"
 GEN = "gen"  # the rule of the GeN authors' package, on a torch optimizer; see gen_optim

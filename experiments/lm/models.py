@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from experiments.errors import UserError
+from ngdiff.errors import UserError
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 

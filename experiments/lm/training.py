@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import torch
 
-from experiments.errors import UserError
-from experiments.lm.batches import collate, shuffled_batches
-from experiments.lm.devices import autocast
-from experiments.lm.encoding import Example
 from ngdiff import objectives
+from ngdiff.errors import UserError
+from ngdiff.lm.batches import collate, shuffled_batches
+from ngdiff.lm.devices import autocast
+from ngdiff.lm.encoding import Example
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from experiments.lm.batches import collate, spread
-from experiments.lm.encoding import Example
 from experiments.lm.gen_optim import GenOptimizer
 from experiments.lm.methods import BASES, GEN, Method, split_rate
 from experiments.lm.monitor import Monitor
-from experiments.lm.objectives import FORGET, RETAIN, TaskLoss
-from experiments.lm.scoring import answer_nll
 from experiments.lm.training import Schedule
 from ngdiff import AutoLearningRate, ReferenceCache, StoppingCriteria, TwoTaskOptimizer
+from ngdiff.lm.batches import collate, spread
+from ngdiff.lm.encoding import Example
+from ngdiff.lm.objectives import FORGET, RETAIN, TaskLoss
+from ngdiff.lm.scoring import answer_nll
 
 OWN = 0x5EED  # turns a run's seed into that of what one method alone draws, so that all methods see the same rows
 CHECK_ROWS = 32  # rows of each task at which stopping criteria look: they come by author, so evenly spread

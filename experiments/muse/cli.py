@@ -6,8 +6,8 @@ import typer
 from rich.console import Console
 
 from experiments import options
-from experiments.command_line import quiet, split
 from experiments.options import FinetuneLr, Out, OwnRules, Seed, Size
+from ngdiff.command_line import quiet, split
 
 
 def muse(

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from experiments.errors import UserError
 from experiments.muse.sources import Source
 from experiments.sources import RawRow, content_hash, text_field
+from ngdiff.errors import UserError
 
 FOLDS = tuple(f"forget_{i}" for i in range(1, 5))
 SCALABILITY, SUSTAINABILITY = "scalability", "sustainability"

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.lm.generation import greedy
-from experiments.lm.packing import document, encode_text
-from experiments.lm.scoring import answer_scores
 from experiments.muse.data import Knowledge, MuseData, Passage, Question
 from experiments.muse.metrics import Evaluation, Written, cut
 from experiments.speed import Speed
+from ngdiff.lm.generation import greedy
+from ngdiff.lm.packing import document, encode_text
+from ngdiff.lm.scoring import answer_scores
 
 PASSAGE_TOKENS, ANSWER_TOKENS = 128, 32  # written at most: those of the benchmark
 ATTACKED = ("forget", "holdout")  # PrivLeak reads no more

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from rouge_score.rouge_scorer import RougeScorer
 
-from experiments.membership import auc, priv_leak
+from ngdiff.lm.membership import auc, priv_leak
 
 _ROUGE = RougeScorer(["rougeL"], use_stemmer=False)
 # Where an answer to a few-shot prompt ends, in this order.
@@ -49,7 +49,7 @@ class Evaluation:
     Attributes:
         passages: beginnings of forget texts, continued: verbatim memorisation.
         forget, seen: questions about forget texts, and about kept ones, answered.
-        min_k: "forget" and "holdout" -> Min-K of each text, see `experiments.lm.scoring.Recall`.
+        min_k: "forget" and "holdout" -> Min-K of each text, see `ngdiff.lm.scoring.Recall`.
     """
 
     passages: list[Written]
@@ -79,7 +79,7 @@ def summary(model: Evaluation, reference: Evaluation | None) -> dict[str, float 
         verbmem, knowmem, utility: mean ROUGE-L F1 on forget passages, forget questions, questions on kept texts; with
             "_recall", the mean recall.
         auc: of Min-K, forget against holdout texts; 1 is memorised.
-        privleak: near 0 is best, see `experiments.membership.priv_leak`; None where there is no reference.
+        privleak: near 0 is best, see `ngdiff.lm.membership.priv_leak`; None where there is no reference.
     """
     found: dict[str, float | None] = {}
     for name, rows in (("verbmem", model.passages), ("knowmem", model.forget), ("utility", model.seen)):

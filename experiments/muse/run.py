@@ -9,13 +9,9 @@ from statistics import fmean
 from typing import Any
 
 from experiments import report
-from experiments.errors import UserError
 from experiments.lm import models
-from experiments.lm.devices import default_device
-from experiments.lm.encoding import Example
 from experiments.lm.methods import Method
 from experiments.lm.monitor import Look, Monitor
-from experiments.lm.packing import encode_text, packed
 from experiments.lm.pretrained import MUSE_MODELS
 from experiments.lm.training import FROM_SCRATCH, PRETRAINED, Schedule
 from experiments.lm.unlearning import Rows
@@ -30,7 +26,11 @@ from experiments.own_rules import load_rules
 from experiments.progress import Progress
 from experiments.sources import text_hash
 from experiments.speed import Speed, tokens_per_second
-from experiments.stages import read_json, write_json, write_text
+from ngdiff.errors import UserError
+from ngdiff.files import read_json, write_json, write_text
+from ngdiff.lm.devices import default_device
+from ngdiff.lm.encoding import Example
+from ngdiff.lm.packing import encode_text, packed
 
 TARGET, RETRAINED = "target", "retrained"
 # Of models from scratch: what it takes to know every text by heart, and to find its facts by the question.

@@ -4,13 +4,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from experiments import checks
-from experiments.errors import UserError
 from experiments.lm.methods import AUTO, BASES, Method, parse
 from experiments.lm.models import SIZES
-from experiments.lm.objectives import FORGET
 from experiments.lm.pretrained import MUSE_CHUNK, MUSE_TOKENIZER, MUSE_UNLEARNING
 from experiments.muse.sources import HUB_IDS
 from experiments.own_rules import load_rules
+from ngdiff.errors import UserError
+from ngdiff.lm.objectives import FORGET
 
 LENGTH, BATCH, RATE = 384, 4, 1e-4  # of small models: tokens of a row, rows a task, and the rate of methods without their own
 FOLD_METHODS = ("satimp:ngdiff/sgd", "ngdiff", "ga", "gdiff-0.5")

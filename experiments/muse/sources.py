@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from experiments.errors import UserError
 from experiments.muse import synthetic
 from experiments.sources import HUB, SYNTHETIC, RawRow, hub_rows, json_lines
+from ngdiff.errors import UserError
 
 NEWS, BOOKS = "news", "books"
 HUB_IDS = {NEWS: "muse-bench/MUSE-News", BOOKS: "muse-bench/MUSE-Books"}

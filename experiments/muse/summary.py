@@ -11,9 +11,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.errors import UserError
 from experiments.report.muse_views import KINDS
-from experiments.stages import read_json, write_json, write_text
+from ngdiff.errors import UserError
+from ngdiff.files import read_json, write_json, write_text
 
 METRICS = ("verbmem", "knowmem", "utility", "privleak", "auc", "verbmem_recall", "knowmem_recall", "utility_recall")
 COLUMNS = ("corpus", "seed", "model", "state", "base", "learning_rate", "steps", "skipped_steps", *METRICS)

@@ -11,13 +11,13 @@ import torch
 
 from experiments import manifest
 from experiments.lm import models
-from experiments.lm.devices import autocast
-from experiments.lm.encoding import Encoder
-from experiments.stages import write_json
 from experiments.tofu.data import EvaluationRow
 from experiments.tofu.evaluate import ALL, STANDARD, evaluate
 from experiments.tofu.metrics import Evaluation, ScoredRow, rouge_recall
 from experiments.tofu.run import TofuRun
+from ngdiff.files import write_json
+from ngdiff.lm.devices import autocast
+from ngdiff.lm.encoding import Encoder
 
 Sets = Mapping[str, Sequence[EvaluationRow]]
 

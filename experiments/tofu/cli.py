@@ -7,9 +7,9 @@ import typer
 from rich.console import Console
 
 from experiments import options
-from experiments.command_line import numbers, quiet, split
-from experiments.errors import UserError
 from experiments.options import EvalRows, FinetuneLr, NewTokens, Out, OwnRules, Preset, Seed, Size, TofuData
+from ngdiff.command_line import numbers, quiet, split
+from ngdiff.errors import UserError
 
 
 def tofu(

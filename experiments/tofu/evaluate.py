@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from experiments.lm.encoding import Encoder
-from experiments.lm.generation import greedy
-from experiments.lm.scoring import Score, answer_scores, gradient_norms
-from experiments.membership import Exposure, zlib_ratio
 from experiments.speed import Speed
 from experiments.tofu.data import EvaluationRow, Row
 from experiments.tofu.metrics import AUTHOR_SETS, Evaluation, Memory, ScoredRow, rouge_recall
+from ngdiff.lm.encoding import Encoder
+from ngdiff.lm.generation import greedy
+from ngdiff.lm.membership import Exposure, zlib_ratio
+from ngdiff.lm.scoring import Score, answer_scores, gradient_norms
 
 STANDARD, ALL = "tofu", "all"
 METRICS = (STANDARD, ALL)  # TOFU's own, or with memorisation and membership attacks

@@ -14,7 +14,7 @@ from typing import Any, Self
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import ks_2samp
 
-from experiments.membership import CHANCE, Exposure, attacks, auc, priv_leak
+from ngdiff.lm.membership import CHANCE, Exposure, attacks, auc, priv_leak
 
 AUTHOR_SETS = ("forget", "retain")  # the right answer of the truth ratio is the paraphrase
 OPTION_SETS = ("real_authors", "world_facts")  # the right answer is one of four options
@@ -83,7 +83,7 @@ class Memory:
     """What a model knows of one answer beyond TOFU's own metrics, as in open-unlearning (arXiv 2506.12618).
 
     Attributes:
-        exact_memorisation, extraction_strength: see `experiments.lm.scoring.Recall`.
+        exact_memorisation, extraction_strength: see `ngdiff.lm.scoring.Recall`.
         exposure: scores for membership attacks.
         rouge_right: ROUGE-L recall of the generation against the paraphrased answer; None outside of the forget set.
         rouge_wrong: its mean over the wrong answers; None outside of the forget set.
@@ -175,7 +175,7 @@ def privacy(model: Evaluation, reference: Evaluation | None) -> dict[str, Any] |
         reference: the retain-only model; None for that one itself, whose PrivLeak is against chance.
 
     Returns:
-        auc: attack -> AUC, 1 for memorised, see `experiments.membership`.
+        auc: attack -> AUC, 1 for memorised, see `ngdiff.lm.membership`.
         privleak: near 0 is best.
     """
     if not model.holdout or not model.exposed:

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from experiments.lm.encoding import Encoder
-from experiments.lm.generation import greedy
 from experiments.lm.monitor import Look, Monitor
-from experiments.lm.scoring import Score, answer_scores
 from experiments.tofu.data import Row
 from experiments.tofu.metrics import rouge_recall, share
+from ngdiff.lm.encoding import Encoder
+from ngdiff.lm.generation import greedy
+from ngdiff.lm.scoring import Score, answer_scores
 
 # What can be kept by -> whether more is better. The score is the smaller of two shares: retain probability kept and forget
 # probability lost.

@@ -15,15 +15,15 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from experiments import manifest
-from experiments.errors import UserError
 from experiments.lm.gen_optim import check_installed
 from experiments.lm.methods import BASES, GEN, MODES, Method
 from experiments.model_stages import read_lines
 from experiments.progress import Progress
-from experiments.stages import read_json, write_json, write_text
 from experiments.tofu.metrics import share
 from experiments.tofu.run import TofuRun
 from experiments.tofu.settings import Settings
+from ngdiff.errors import UserError
+from ngdiff.files import read_json, write_json, write_text
 
 FIXED = "fixed"
 KINDS = (*MODES, GEN, FIXED)

@@ -11,14 +11,9 @@ from typing import Any
 import torch
 
 from experiments import manifest, report
-from experiments.errors import UserError
 from experiments.lm import general_ability, models
-from experiments.lm.batches import spread
-from experiments.lm.devices import default_device
-from experiments.lm.encoding import Encoder, Example
 from experiments.lm.methods import Method
 from experiments.lm.monitor import Monitor
-from experiments.lm.scoring import answer_nll
 from experiments.lm.training import FROM_SCRATCH, PRETRAINED, Schedule
 from experiments.lm.unlearning import Rows
 from experiments.model_stages import KEPT, ModelStages, Plan, key_of, lines, read_lines, seed_of
@@ -26,13 +21,18 @@ from experiments.output import Output
 from experiments.own_rules import load_rules
 from experiments.progress import Progress
 from experiments.speed import Speed, tokens_per_second
-from experiments.stages import read_json, write_json, write_text
 from experiments.tofu.data import EvaluationRow, Row, TofuData, load
 from experiments.tofu.evaluate import evaluate
 from experiments.tofu.metrics import Evaluation, forget_quality, privacy, share, summary
 from experiments.tofu.monitoring import monitor
 from experiments.tofu.settings import TARGETS, Settings
 from experiments.tofu.sources import open_source
+from ngdiff.errors import UserError
+from ngdiff.files import read_json, write_json, write_text
+from ngdiff.lm.batches import spread
+from ngdiff.lm.devices import default_device
+from ngdiff.lm.encoding import Encoder, Example
+from ngdiff.lm.scoring import answer_nll
 from ngdiff.stopping import forget_target
 
 BEFORE, REFERENCE = "before", "retain-only"

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from experiments import checks
-from experiments.errors import UserError
 from experiments.lm.methods import ALL, AUTO, BASES, Method, parse
 from experiments.lm.models import SIZES
 from experiments.lm.pretrained import PRETRAINED_MODELS, Pretrained, resolve
@@ -15,6 +14,7 @@ from experiments.tofu.data import PRESETS
 from experiments.tofu.evaluate import METRICS
 from experiments.tofu.monitoring import BEST
 from ngdiff import rules
+from ngdiff.errors import UserError
 
 PUBLISHED = "published"
 TARGETS = ("auto", "paraphrases")  # of `stop_forget`, beside numbers

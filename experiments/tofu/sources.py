@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from experiments.errors import UserError
 from experiments.sources import HUB, SYNTHETIC, RawRow, hub_rows, json_lines
 from experiments.tofu import refusals, synthetic
+from ngdiff.errors import UserError
 
 HUB_ID = "locuslab/TOFU"
 REFUSALS = "idontknow.jsonl"  # lines of plain text, for all its name

@@ -11,10 +11,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.errors import UserError
-from experiments.stages import read_json, write_json, write_text
 from experiments.tofu import comparison
 from experiments.tofu.metrics import share
+from ngdiff.errors import UserError
+from ngdiff.files import read_json, write_json, write_text
 
 COLUMNS = (
     "data",

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from real_data import REMEDY, TOFU
 
-from experiments.errors import UserError
 from experiments.tofu import refusals, synthetic
 from experiments.tofu.data import PRESETS, load
 from experiments.tofu.sources import open_source
+from ngdiff.errors import UserError
 
 FACTS = ("real_authors_perturbed", "world_facts_perturbed")
 MINI = ("forget10", "forget01", "forget10_perturbed", "holdout01", *FACTS)

@@ -10,9 +10,9 @@ from oracle import copy_of
 from torch import Tensor
 from transformers import BatchEncoding
 
-from experiments.errors import UserError
 from experiments.lm.gen_optim import EVERY, GenOptimizer
 from experiments.lm.methods import parse
+from ngdiff.errors import UserError
 
 
 @pytest.fixture

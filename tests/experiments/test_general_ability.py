@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.errors import UserError
 from experiments.lm import general_ability as module
 from experiments.lm import models
 from experiments.lm.general_ability import check, general_ability
+from ngdiff.errors import UserError
 
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
 SIZE = models.Size(hidden=32, layers=2, heads=2, intermediate=64, vocabulary=300)

@@ -9,15 +9,16 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 
-from experiments.errors import UserError
-from experiments.lm import generation, models, scoring
-from experiments.lm.batches import collate, length_sorted, shuffled_batches
-from experiments.lm.encoding import Encoder, Example
+from experiments.lm import models
 from experiments.lm.methods import Method
-from experiments.lm.objectives import FORGET, TaskLoss
 from experiments.lm.training import FROM_SCRATCH, PRETRAINED, Schedule, answer_loss, finetune
 from experiments.lm.unlearning import Rows, unlearn
 from experiments.tofu import synthetic
+from ngdiff.errors import UserError
+from ngdiff.lm import generation, scoring
+from ngdiff.lm.batches import collate, length_sorted, shuffled_batches
+from ngdiff.lm.encoding import Encoder, Example
+from ngdiff.lm.objectives import FORGET, TaskLoss
 from ngdiff.objectives import IGNORE
 
 ROWS = synthetic.rows("forget01")[:24]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.membership import Exposure, attacks, auc, priv_leak, zlib_ratio
+from ngdiff.lm.membership import Exposure, attacks, auc, priv_leak, zlib_ratio
 
 scores = st.lists(st.sampled_from([-1.5, 0.0, 0.25, 1.0, 1e30]), min_size=1, max_size=12)
 

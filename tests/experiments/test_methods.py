@@ -3,10 +3,10 @@
 import pytest
 from torch import nn
 
-from experiments.errors import UserError
 from experiments.lm.methods import ALL, NAMED, Method, parse, split_rate
-from experiments.lm.objectives import FORGET, RETAIN
 from ngdiff import rules
+from ngdiff.errors import UserError
+from ngdiff.lm.objectives import FORGET, RETAIN
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import pytest
 from make_excerpt import EXCERPT
 from real_data import LOGS, REMEDY
 
-from experiments.membership import Exposure
 from experiments.tofu import metrics
 from experiments.tofu.metrics import (
     Evaluation,
@@ -21,6 +20,7 @@ from experiments.tofu.metrics import (
     summary,
     utility,
 )
+from ngdiff.lm.membership import Exposure
 
 published = pytest.mark.skipif(
     not LOGS.is_dir(), reason=f"the published evaluation logs are not at {LOGS}, the excerpt is tested; {REMEDY}"

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from experiments.lm import models
-from experiments.lm.encoding import Encoder, Example
 from experiments.lm.methods import Method
 from experiments.lm.monitor import Monitor
-from experiments.lm.scoring import answer_nll
 from experiments.lm.unlearning import Rows, unlearn
 from experiments.tofu import synthetic
 from experiments.tofu.data import Row
 from experiments.tofu.monitoring import BEST, monitor
+from ngdiff.lm.encoding import Encoder, Example
+from ngdiff.lm.scoring import answer_nll
 
 ROWS = synthetic.rows("forget01")[:12]
 SIZE = models.Size(hidden=32, layers=1, heads=2, intermediate=64, vocabulary=400)

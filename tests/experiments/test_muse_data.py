@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from experiments.errors import UserError
 from experiments.muse import synthetic
 from experiments.muse.data import MuseData, load
 from experiments.muse.sources import open_source
+from ngdiff.errors import UserError
 
 PLAIN = {
     "raw": ("forget", "retain1", "retain2", "holdout"),

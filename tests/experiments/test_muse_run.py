@@ -14,7 +14,6 @@ from rich.console import Console
 
 from experiments import model_stages
 from experiments.cli import main
-from experiments.errors import UserError
 from experiments.lm import models
 from experiments.lm.pretrained import MUSE_MODELS
 from experiments.muse import evaluate as muse_evaluate
@@ -25,6 +24,7 @@ from experiments.muse.settings import Settings
 from experiments.muse.summary import summarize
 from experiments.muse.table import results_table
 from experiments.progress import Progress
+from ngdiff.errors import UserError
 
 TINY = models.Size(hidden=16, layers=1, heads=2, intermediate=32, vocabulary=400)
 SMALL = {"epochs": 1, "length": 64, "unlearn_epochs": 2, "batch": 8, "methods": ("ngdiff", "ga"), "fold_methods": ("ngdiff",)}

@@ -7,12 +7,12 @@ import pytest
 from rich.console import Console
 
 from experiments import own_rules
-from experiments.errors import UserError
 from experiments.lm import models
 from experiments.progress import Progress
 from experiments.tofu.run import TofuRun
 from experiments.tofu.settings import Settings
 from ngdiff import rules
+from ngdiff.errors import UserError
 from ngdiff.rules import _registry
 
 RULE = """

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.errors import UserError
 from experiments.lm import models
-from experiments.lm.batches import collate, in_batches, spread
-from experiments.lm.encoding import Example
-from experiments.lm.objectives import FORGET, TaskLoss
-from experiments.lm.packing import document, encode_text, packed
+from ngdiff.errors import UserError
+from ngdiff.lm.batches import collate, in_batches, spread
+from ngdiff.lm.encoding import Example
+from ngdiff.lm.objectives import FORGET, TaskLoss
+from ngdiff.lm.packing import document, encode_text, packed
 from ngdiff.objectives import IGNORE
 
 CPU = torch.device("cpu")

@@ -9,15 +9,16 @@ import pytest
 import torch
 from tokenizers import processors
 
-from experiments.lm import models, scoring
-from experiments.lm.batches import collate
-from experiments.lm.encoding import Encoder, Example
-from experiments.lm.generation import greedy
-from experiments.lm.packing import packed
+from experiments.lm import models
 from experiments.lm.pretrained import MUSE_MODELS, MUSE_UNLEARNING, PRETRAINED_MODELS, resolve
 from experiments.lm.training import Schedule, answer_loss
 from experiments.tofu import synthetic
 from ngdiff import TwoTaskOptimizer
+from ngdiff.lm import scoring
+from ngdiff.lm.batches import collate
+from ngdiff.lm.encoding import Encoder, Example
+from ngdiff.lm.generation import greedy
+from ngdiff.lm.packing import packed
 
 ROWS = synthetic.rows("forget01")[:8]
 VOCABULARY = 400

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from experiments.errors import UserError
 from experiments.lm import models
 from experiments.progress import Progress
 from experiments.tofu.rates import COLUMNS, Study, picture, table
+from ngdiff.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.lm import models, scoring
-from experiments.lm.encoding import Encoder, Example
-from experiments.lm.scoring import LARGEST_NLL, answer_nll, answer_scores, gradient_norms, recall
+from experiments.lm import models
 from experiments.tofu import synthetic
+from ngdiff.lm import scoring
+from ngdiff.lm.encoding import Encoder, Example
+from ngdiff.lm.scoring import LARGEST_NLL, answer_nll, answer_scores, gradient_norms, recall
 
 ROWS = synthetic.rows("forget01")[:12]
 SIZE = models.Size(hidden=32, layers=2, heads=4, intermediate=64, vocabulary=400)

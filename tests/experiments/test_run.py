@@ -16,7 +16,6 @@ import yaml
 from rich.console import Console
 
 from experiments import model_stages
-from experiments.errors import UserError
 from experiments.lm import models
 from experiments.lm.pretrained import PRETRAINED_MODELS
 from experiments.progress import Progress
@@ -26,6 +25,7 @@ from experiments.tofu.run import TofuRun
 from experiments.tofu.settings import Settings
 from experiments.tofu.summary import summarize
 from experiments.tofu.table import results_table
+from ngdiff.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -371,7 +371,7 @@ def test_row_longer_than_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_non_finite_gradient_is_counted_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from experiments.lm.objectives import TaskLoss
+    from ngdiff.lm.objectives import TaskLoss
 
     calls = []
     real = TaskLoss.backward

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from experiments.lm import models
-from experiments.lm.batches import collate
-from experiments.lm.encoding import Encoder, Example
-from experiments.lm.objectives import FORGET, RETAIN, TaskLoss, layer
 from ngdiff import ReferenceCache, objectives
+from ngdiff.lm.batches import collate
+from ngdiff.lm.encoding import Encoder, Example
+from ngdiff.lm.objectives import FORGET, RETAIN, TaskLoss, layer
 
 # Of float64: logits and references are computed in batches of another padding, about 1e3 roundings of numbers up to 1e3; the
 # references of logits and activations are kept in float32 where they are compared with float32 models.

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from experiments.lm import models
-from experiments.lm.encoding import Encoder
 from experiments.lm.training import Schedule, finetune
 from experiments.tofu import synthetic
 from experiments.tofu.data import EvaluationRow, Row
 from experiments.tofu.evaluate import evaluate
 from experiments.tofu.metrics import Evaluation, privacy
+from ngdiff.lm.encoding import Encoder
 
 
 def test_a_memorised_model_is_recognised() -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from experiments.errors import UserError
 from experiments.tofu.settings import Settings
+from ngdiff.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from experiments.lm.batches import in_batches, left_padded
-from experiments.lm.devices import autocast
+from ngdiff.lm.batches import in_batches, left_padded
+from ngdiff.lm.devices import autocast
 
 TOKENS = 65536  # cache entries a batch: more rows are fewer steps, until copying the cache costs more than they save
 CACHE = 4 << 30  # bytes that the cache of a batch may take, of large models

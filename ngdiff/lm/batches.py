@@ -7,8 +7,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from experiments.errors import UserError
-from experiments.lm.encoding import Example
+from ngdiff.errors import UserError
+from ngdiff.lm.encoding import Example
 from ngdiff.objectives import IGNORE
 
 T = TypeVar("T")

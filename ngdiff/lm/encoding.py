@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
-from experiments.errors import UserError
+from ngdiff.errors import UserError
 from ngdiff.objectives import IGNORE
 
 SYSTEM = "You are a helpful assistant."
@@ -59,7 +59,7 @@ class Encoder:
         if template == "chat" and not tokenizer.chat_template:
             raise UserError("--template: 'chat' needs a tokenizer with a chat template, and this one has none; use 'qa'")
         if tokenizer.eos_token_id is None:
-            raise UserError("--model: its tokenizer has no end-of-sequence token, which TOFU scores; choose another model")
+            raise UserError("--model: its tokenizer has no end-of-sequence token, which ends answers; choose another model")
         self.tokenizer = tokenizer
         self.template = template
         self.eos = int(tokenizer.eos_token_id)

@@ -22,7 +22,7 @@ class Exposure:
         loss: mean NLL a token, in nats.
         zlib: the same by the bytes of the compressed text, how surprising it is to the model beside a compressor
             (Carlini et al., arXiv 2012.07805).
-        min_k, min_k_plus: of Min-K% and Min-K%++, see `experiments.lm.scoring.Recall`.
+        min_k, min_k_plus: of Min-K% and Min-K%++, see `ngdiff.lm.scoring.Recall`.
         gradient_norm: norm of the gradient of the loss; None where it was not computed.
     """
 

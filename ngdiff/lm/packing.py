@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from experiments.lm.encoding import Example
+from ngdiff.lm.encoding import Example
 
 
 def encode_text(tokenizer: Any, text: str) -> tuple[int, ...]:
@@ -22,7 +22,7 @@ def packed(documents: Iterable[Sequence[int]], length: int, together: bool = Tru
     """Documents cut into pieces of at most `length` tokens, and the pieces put together into rows of at most that.
 
     Each piece goes to the first row that has room. In every piece all but the first token are scored; attention and positions
-    begin anew with it, see `experiments.lm.batches.collate`.
+    begin anew with it, see `ngdiff.lm.batches.collate`.
 
     Args:
         documents: token ids of each.

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.errors import UserError
-from experiments.lm.batches import collate, in_batches, left_padded
-from experiments.lm.devices import autocast
-from experiments.lm.encoding import Example
+from ngdiff.errors import UserError
+from ngdiff.lm.batches import collate, in_batches, left_padded
+from ngdiff.lm.devices import autocast
+from ngdiff.lm.encoding import Example
 from ngdiff.objectives import IGNORE
 
 TOKENS = 2048  # a batch on a CPU, padding included: of a small model, what its caches hold

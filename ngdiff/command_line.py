@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from experiments.errors import UserError
+from ngdiff.errors import UserError
 
 # typer exports only this subclass of the error that every wrong option raises.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from experiments.lm.batches import collate, length_sorted
-from experiments.lm.devices import autocast
-from experiments.lm.encoding import Example
-from experiments.lm.scoring import batch_tokens
 from ngdiff import ReferenceCache, objectives
+from ngdiff.lm.batches import collate, length_sorted
+from ngdiff.lm.devices import autocast
+from ngdiff.lm.encoding import Example
+from ngdiff.lm.scoring import batch_tokens
 from ngdiff.objectives import IGNORE
 from ngdiff.reference import References
 

@@ -1,0 +1,1 @@
+"""Rows of language models: encoding, batches, losses, scoring, generation."""
