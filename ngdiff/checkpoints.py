@@ -77,11 +77,18 @@ def check(folder: Path) -> None:
 
 
 def publish(staged: Path, final: Path) -> None:
-    """Seal a checkpoint and give it its name, which it gets only when everything is on disk."""
+    """Seal a checkpoint and give it its name, which it gets only when everything is on disk.
+
+    What callbacks have written under that name before, such as evaluations, goes with it, outside of the seal.
+    """
     seal(staged)
     if final.is_dir() and damage(final) is None:  # a resumed run has come by the same step again, to equal weights
         shutil.rmtree(staged)
         return
+    if final.is_dir() and not (final / SEAL).exists():
+        for path in final.iterdir():
+            if not (staged / path.name).exists():
+                os.replace(path, staged / path.name)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(staged, final)
     sync(final.parent)

@@ -110,4 +110,5 @@ def _padded(rows: Sequence[Row], pad: int) -> dict[str, Tensor]:
 
 
 def _filled(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence([torch.as_tensor(list(row)) for row in rows], batch_first=True, padding_value=value)
+    tensors = [row if isinstance(row, Tensor) else torch.tensor(list(row)) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)

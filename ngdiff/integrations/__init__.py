@@ -1,0 +1,1 @@
+"""ngdiff inside other projects."""
