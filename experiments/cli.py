@@ -35,6 +35,24 @@ def summary(
     Console().print(f"{len(rows)} rows: {out / 'runs.csv'}", soft_wrap=True, highlight=False)
 
 
+@app.command()
+def bench_step(
+    size: Annotated[str, typer.Option(help="Size of the model.")] = "100m",
+    rows: Annotated[int, typer.Option(help="Rows a task in each step.")] = 2,
+    length: Annotated[int, typer.Option(help="Tokens of a row.")] = 128,
+    steps: Annotated[int, typer.Option(help="Steps of each way in a round.")] = 20,
+    rounds: Annotated[int, typer.Option(help="How often each way is timed, in alternation.")] = 3,
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/bench-step"),
+) -> None:
+    """Time NGDiff's step, rate included, beside GDiff's with one backward of the sum, on the same tokens."""
+    from experiments.lm.bench_step import Workload, compare
+
+    command_line.quiet()
+    console = Console()
+    found = compare(Workload(size, rows, length, steps, rounds), out, lambda line: console.print(line, highlight=False))
+    console.print(f"{found['ratio']:.3f} x GDiff's step. Figures: {out / 'step.json'}", soft_wrap=True, highlight=False)
+
+
 def main() -> None:
     """Run the command line."""
     command_line.run(app, "interrupted: the same command continues at the first unfinished stage")
