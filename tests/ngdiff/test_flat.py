@@ -217,7 +217,7 @@ def test_a_moved_parameter_is_reported():
     segment = built(a, b)
     b.data = b.data.clone()
     with pytest.raises(
-        RuntimeError, match=r"shape \(2, 5\) was moved or replaced .*; move or resize .* build the optimizer last"
+        RuntimeError, match=r"shape \(2, 5\) was moved or replaced .*; move, resize or shard the model before the first task"
     ):
         segment.attach("retain")
 
