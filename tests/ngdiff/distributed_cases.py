@@ -1,0 +1,252 @@
+"""What the ranks of the distributed tests run: the same training alone, under DDP, and under FSDP2.
+
+`Pool` keeps two processes alive, because starting one takes longer than any test.
+"""
+
+import contextlib
+import multiprocessing
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ngdiff import TwoTaskOptimizer
+
+SIZE = 2
+PATIENCE = 60  # seconds; a case takes less than one
+INF = float("inf")
+ROWS = 8  # a batch; half of them a rank
+
+
+class Pool:
+    """Two processes with a process group of gloo, which run functions of this module."""
+
+    def __init__(self, folder: Path):
+        context = multiprocessing.get_context("spawn")
+        self.pipes, self.processes = [], []
+        for rank in range(SIZE):
+            mine, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(rank, str(folder / "store"), theirs), daemon=True)
+            process.start()
+            self.pipes.append(mine)
+            self.processes.append(process)
+
+    def run(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
+        """What the function returns on each rank.
+
+        Raises:
+            RuntimeError: it raised, on any of them.
+        """
+        for pipe in self.pipes:
+            pipe.send((function, arguments, options))
+        answers = [pipe.recv() if pipe.poll(PATIENCE) else (False, "no answer") for pipe in self.pipes]
+        if failures := [answer for succeeded, answer in answers if not succeeded]:
+            raise RuntimeError("\n".join(failures))
+        return [answer for _, answer in answers]
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.terminate()
+            process.join()
+
+
+def serve(rank: int, store: str, pipe: Connection) -> None:
+    """Run what comes through the pipe, forever."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=SIZE, timeout=timedelta(seconds=PATIENCE / 3)
+    )
+    while True:
+        function, arguments, options = pipe.recv()
+        try:
+            pipe.send((True, function(*arguments, **options)))
+        except Exception:
+            pipe.send((False, traceback.format_exc()))
+
+
+class Net(nn.Module):
+    """Every dimension is odd, one parameter has a single row, one is frozen, one tied, and one is used by no task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, 5), nn.Linear(5, 7, bias=False)
+        self.head.weight = self.embed.weight
+        self.first, self.frozen, self.second = nn.Linear(5, 3), nn.Linear(3, 3), nn.Linear(3, 5)
+        self.scale, self.unused = nn.Parameter(torch.rand(1, 5) + 0.5), nn.Parameter(torch.rand(3))
+        self.frozen.requires_grad_(False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.second(torch.tanh(self.frozen(self.first(self.embed(ids) * self.scale)))))
+
+
+def fresh_model(dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(0)
+    return Net().to(dtype)
+
+
+def prepared(kind: str, dtype: torch.dtype) -> nn.Module:
+    """The same weights on every rank.
+
+    Kinds: "alone", "ddp", "fsdp"; "copied", FSDP2 on a mesh of copies and shards; "beside", FSDP2 with one parameter left out.
+    """
+    model = fresh_model(dtype)
+    if kind == "ddp":
+        return DistributedDataParallel(model, find_unused_parameters=True)
+    if kind in ("fsdp", "copied", "beside"):
+        ignored = {model.scale} if kind == "beside" else None
+        # One of the two dimensions is of size 1: two ranks hold the same shards, which are not split at all.
+        mesh = init_device_mesh("cpu", (SIZE, 1), mesh_dim_names=("copies", "shards")) if kind == "copied" else None
+        for module in (model.first, model.second, model):
+            fully_shard(module, mesh=mesh, ignored_params=ignored)
+    return model
+
+
+def rows_of(step: int, task: str) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of the whole batch."""
+    draw = torch.Generator().manual_seed(2 * step + (task == "forget"))
+    return torch.randint(7, (ROWS,), generator=draw), torch.randint(7, (ROWS,), generator=draw)
+
+
+def loss_of(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(model(ids).double(), targets).to(next(model.parameters()).dtype)
+
+
+def my_rows(kind: str, step: int, task: str, parts: int = 1) -> list[tuple[Tensor, Tensor]]:
+    """This rank's share of the batch, in so many pieces of equal size."""
+    ids, targets = rows_of(step, task)
+    mine = slice(None) if kind == "alone" else slice(dist.get_rank(), None, SIZE)
+    return list(zip(ids[mine].chunk(parts), targets[mine].chunk(parts), strict=True))
+
+
+@contextlib.contextmanager
+def gradients_stay_local(model: nn.Module, stay: bool) -> Iterator[None]:
+    """Whether the backwards inside leave the exchange of gradients to a later one."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(not stay)
+    with model.no_sync() if stay and isinstance(model, DistributedDataParallel) else contextlib.nullcontext():
+        yield
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name.removeprefix("module."): whole(p) for name, p in model.named_parameters()}
+
+
+class Collectives(TorchDispatchMode):
+    """Notes what is exchanged meanwhile: the name of every collective and how many numbers it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        if function.namespace in ("c10d", "_c10d_functional"):
+            tensors = tree_leaves(arguments[0])
+            self.seen.append((function.__name__.partition(".")[0], sum(tensor.numel() for tensor in tensors)))
+        return function(*arguments, **(options or {}))
+
+
+class Run:
+    """Training by `TwoTaskOptimizer`, a step at a time.
+
+    Args:
+        kind: "alone" has the whole batches; "ddp", "fsdp" and others of `prepared` their share.
+        parts: backwards a task.
+        sync: "last" or "every" one of them exchanges gradients.
+        losses: whether a step is given them.
+        here: whether it is given `probe_here`.
+        look: whether the model is evaluated before each step.
+        groups: how many param groups.
+        options: of the optimizer.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        parts: int = 1,
+        sync: str = "last",
+        losses: bool = True,
+        here: bool = False,
+        look: bool = False,
+        groups: int = 1,
+        **options: Any,
+    ):
+        self.kind, self.parts, self.sync, self.losses, self.here, self.look = kind, parts, sync, losses, here, look
+        self.model = prepared(kind, dtype)
+        parameters = list(self.model.parameters())
+        self.optimizer = TwoTaskOptimizer([{"params": parameters[i::groups]} for i in range(groups)], **options)
+        self.collectives: list[list[tuple[str, int]]] = []
+        self.reports: list[Tensor] = []
+
+    def step(self, step: int, spoil: str = "") -> None:
+        """One step; `spoil` says what is infinite on the last rank: "retain", "forget", the "loss", or its "shard"."""
+        last = self.kind == "alone" or dist.get_rank() == SIZE - 1
+        values = [self.task(step, task, INF if last and spoil == task else 1.0) for task in ("retain", "forget")]
+        if last and spoil == "loss":
+            values[1] = values[1] * INF
+        if last and spoil == "shard":
+            next(s for s in self.optimizer._all_segments() if s.theta.numel()).gradients["retain"][0] = INF
+        options: dict[str, Any] = {"losses": tuple(values)} if self.losses else {}
+        if self.optimizer.auto:
+            options["probe"] = lambda: loss_of(self.model, *my_rows(self.kind, step, "retain")[0])
+            options |= {"probe_here": values[0]} if self.here else {}
+        if self.look:
+            with torch.no_grad():
+                loss_of(self.model, *my_rows(self.kind, step, "retain")[0])
+        with Collectives() as collectives:
+            self.optimizer.step(**options)
+        self.collectives.append(collectives.seen)
+        report = self.optimizer.last_step
+        self.reports.append(torch.stack([*report.gram, *report.coefficients, report.finite.double()]))
+
+    def task(self, step: int, task: str, factor: float) -> Tensor:
+        """The backwards of one task; its loss."""
+        total = torch.zeros(())
+        with self.optimizer.task(task):
+            for i, (ids, targets) in enumerate(my_rows(self.kind, step, task, self.parts)):
+                with gradients_stay_local(self.model, self.sync == "last" and i < self.parts - 1):
+                    loss = loss_of(self.model, ids, targets) / self.parts
+                    (factor * loss).backward()
+                total = total + loss.detach()
+            if self.kind == "beside":  # FSDP2 leaves the gradients of what it ignores to the user
+                dist.all_reduce(self.model.scale.grad)
+                self.model.scale.grad /= SIZE
+        return total
+
+    def result(self) -> dict[str, Any]:
+        """All that there is to compare."""
+        auto = self.optimizer.auto
+        return {
+            "weights": weights(self.model),
+            "reports": torch.stack(self.reports),
+            "skipped": self.optimizer.skipped_steps,
+            "collectives": self.collectives,
+            "rate": self.optimizer.param_groups[0]["lr"],
+            "trace": [tuple(entry) for entry in auto.trace] if auto else None,
+            "known": self.optimizer._known_is_exact,
+        }
+
+
+def train(kind: str, steps: int = 3, spoil: dict[int, str] | None = None, **options: Any) -> dict[str, Any]:
+    """A few steps; `spoil` says what is not finite at which."""
+    run = Run(kind, **options)
+    for step in range(steps):
+        run.step(step, (spoil or {}).get(step, ""))
+    return run.result()
