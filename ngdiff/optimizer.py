@@ -1,5 +1,6 @@
 """The optimizer: two backwards, three inner products, one step."""
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -319,8 +320,9 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
             i: {name: value if value.dim() else value.clone() for name, value in state.items()}
             for i, state in result["state"].items()
         }
-        # Once more in a group, because torch.distributed.checkpoint carries nothing else beside the state.
-        result["param_groups"][0]["ngdiff"] = extra
+        # Once more in a group, because torch.distributed.checkpoint carries nothing else beside the state, and as one string,
+        # because it takes lists apart and expects them to be as long as before.
+        result["param_groups"][0]["ngdiff"] = json.dumps(extra)
         return result | {"ngdiff": extra}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -329,7 +331,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: the dict comes from another optimizer, base or precision, or from another kind of learning rate.
         """
-        extra = state_dict.get("ngdiff") or state_dict["param_groups"][0].get("ngdiff")
+        extra = state_dict.get("ngdiff") or json.loads(state_dict["param_groups"][0].get("ngdiff", "null"))
         if extra is None or (extra["auto"] is None) != (self.auto is None) or not self._same_state(state_dict):
             raise ValueError(
                 "load_state_dict: the state is not from a TwoTaskOptimizer with the same base, precision and kind of "

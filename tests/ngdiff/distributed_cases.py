@@ -4,7 +4,9 @@
 """
 
 import contextlib
+import io
 import multiprocessing
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -14,7 +16,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as checkpoint
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -23,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ngdiff import TwoTaskOptimizer
+from ngdiff.distributed import refuse_deepspeed
 
 SIZE = 2
 PATIENCE = 60  # seconds; a case takes less than one
@@ -65,6 +74,8 @@ class Pool:
 def serve(rank: int, store: str, pipe: Connection) -> None:
     """Run what comes through the pipe, forever."""
     torch.set_num_threads(1)
+    # What torchrun would set and accelerate reads; the port is not used, for there is a process group already.
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(SIZE), MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=SIZE, timeout=timedelta(seconds=PATIENCE / 3)
     )
@@ -96,21 +107,43 @@ def fresh_model(dtype: torch.dtype) -> nn.Module:
     return Net().to(dtype)
 
 
-def prepared(kind: str, dtype: torch.dtype) -> nn.Module:
-    """The same weights on every rank.
+def prepared(
+    kind: str, dtype: torch.dtype, make: Callable[[nn.Module], TwoTaskOptimizer]
+) -> tuple[nn.Module, TwoTaskOptimizer]:
+    """The same model on every rank, and its optimizer.
 
-    Kinds: "alone", "ddp", "fsdp"; "copied", FSDP2 on a mesh of copies and shards; "beside", FSDP2 with one parameter left out.
+    Kinds: "alone", "ddp", "fsdp"; "views", DDP with gradients that are views of its buckets; "copied", FSDP2 on a mesh of
+    copies and shards; "beside", FSDP2 with one parameter left out; "accelerate ddp", "accelerate fsdp".
     """
     model = fresh_model(dtype)
-    if kind == "ddp":
-        return DistributedDataParallel(model, find_unused_parameters=True)
+    if kind.startswith("accelerate"):
+        return by_accelerate(kind, model, make(model))
+    if kind in ("ddp", "views"):
+        model = DistributedDataParallel(model, find_unused_parameters=True, gradient_as_bucket_view=kind == "views")
     if kind in ("fsdp", "copied", "beside"):
         ignored = {model.scale} if kind == "beside" else None
         # One of the two dimensions is of size 1: two ranks hold the same shards, which are not split at all.
         mesh = init_device_mesh("cpu", (SIZE, 1), mesh_dim_names=("copies", "shards")) if kind == "copied" else None
         for module in (model.first, model.second, model):
             fully_shard(module, mesh=mesh, ignored_params=ignored)
-    return model
+    return model, make(model)
+
+
+def by_accelerate(kind: str, model: nn.Module, optimizer: TwoTaskOptimizer) -> tuple[nn.Module, TwoTaskOptimizer]:
+    """What accelerate makes of both; the optimizer goes on as it is, the wrapper has neither tasks nor probes."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+    from accelerate.utils import DistributedType
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    if kind == "accelerate fsdp":  # which accelerate refuses on a CPU, so it is told afterwards
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+        accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    refuse_deepspeed(accelerator)
+    model, _ = accelerator.prepare(model, optimizer)
+    return model, optimizer
 
 
 def rows_of(step: int, task: str) -> tuple[Tensor, Tensor]:
@@ -189,9 +222,12 @@ class Run:
         **options: Any,
     ):
         self.kind, self.parts, self.sync, self.losses, self.here, self.look = kind, parts, sync, losses, here, look
-        self.model = prepared(kind, dtype)
-        parameters = list(self.model.parameters())
-        self.optimizer = TwoTaskOptimizer([{"params": parameters[i::groups]} for i in range(groups)], **options)
+
+        def make(model: nn.Module) -> TwoTaskOptimizer:
+            parameters = list(model.parameters())
+            return TwoTaskOptimizer([{"params": parameters[i::groups]} for i in range(groups)], **options)
+
+        self.model, self.optimizer = prepared(kind, dtype, make)
         self.collectives: list[list[tuple[str, int]]] = []
         self.reports: list[Tensor] = []
 
@@ -250,3 +286,116 @@ def train(kind: str, steps: int = 3, spoil: dict[int, str] | None = None, **opti
     for step in range(steps):
         run.step(step, (spoil or {}).get(step, ""))
     return run.result()
+
+
+def resume(kind: str, how: str, folder: str, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A run that goes on, and one that starts from what it has saved after two steps."""
+    run, resumed = Run(kind, **options), Run(kind, **options)
+    for step in range(2):
+        run.step(step)
+    hand_over(run, resumed, how, folder)
+    for step in range(2, 5):
+        run.step(step)
+        resumed.step(step)
+    resumed.reports = run.reports[:2] + resumed.reports
+    return run.result(), resumed.result()
+
+
+def hand_over(run: Run, resumed: Run, how: str, folder: str) -> None:
+    resumed.model.load_state_dict(run.model.state_dict())
+    if how == "file":
+        file = io.BytesIO()
+        torch.save(run.optimizer.state_dict(), file)
+        file.seek(0)
+        resumed.optimizer.load_state_dict(torch.load(file, weights_only=False))
+        return
+    whole_state = StateDictOptions(full_state_dict=how == "whole")
+    state = get_optimizer_state_dict(run.model, run.optimizer, options=whole_state)
+    if how == "checkpoint":
+        checkpoint.save({"optimizer": state}, checkpoint_id=folder)
+        state = get_optimizer_state_dict(resumed.model, resumed.optimizer)
+        checkpoint.load({"optimizer": state}, checkpoint_id=folder)
+    set_optimizer_state_dict(resumed.model, resumed.optimizer, state, options=whole_state)
+
+
+def whole_state(kind: str, **options: Any) -> dict[str, dict[str, Tensor]]:
+    """The state of the optimizer after two steps, by names of parameters."""
+    run = Run(kind, **options)
+    for step in range(2):
+        run.step(step)
+    state = get_optimizer_state_dict(run.model, run.optimizer, options=StateDictOptions(full_state_dict=True))["state"]
+    return {name: {entry: whole(value) for entry, value in entries.items()} for name, entries in state.items()}
+
+
+def placements_of_state(**options: Any) -> list[bool]:
+    """Whether each entry of the state that has dimensions is a DTensor placed as its parameter."""
+    run = Run("fsdp", **options)
+    run.step(0)
+    return [
+        (value.placements, value.shape, value.stride()) == (p.placements, p.shape, p.stride())
+        for p, entries in run.optimizer.state.items()
+        for value in entries.values()
+        if value.dim()
+    ]
+
+
+def masters(kind: str, **options: Any) -> dict[str, list[Tensor]]:
+    """A run with master weights, into which weights are loaded half way."""
+    run = Run(kind, **options)
+    start = [whole(p).float() for p in trained(run)]
+    run.step(0)
+    state = {name: value.clone() for name, value in run.model.state_dict().items()}
+    before = [run.optimizer.state[p]["master"].clone() for p in trained(run)]
+    run.step(1)
+    run.model.load_state_dict(state)
+    with run.optimizer.task("retain"):
+        pass
+    after = [run.optimizer.state[p]["master"] for p in trained(run)]
+    return {
+        "rounded": [whole(master.bfloat16()) for master in after],
+        "parameters": [whole(p) for p in trained(run)],
+        "start": start,
+        "moved": [whole(master) for master in before],
+    }
+
+
+def trained(run: Run) -> list[nn.Parameter]:
+    return [p for p in run.model.parameters() if p.requires_grad]
+
+
+def seeds(kind: str) -> list[int]:
+    run = Run(kind, lr=0.1)
+    run.step(0)
+    return [run.optimizer._step_seed(segment) for segment in run.optimizer._all_segments()]
+
+
+def alone_in_its_group(**options: Any) -> dict[str, Any]:
+    """Every rank trains by itself, on its share."""
+    groups = [dist.new_group([rank]) for rank in range(SIZE)]
+    group = groups[dist.get_rank()]
+    model = fresh_model(torch.float32)
+    optimizer = TwoTaskOptimizer(model.parameters(), "lossnorm", lr=0.1, process_group=group, **options)
+    losses = []
+    for task in ("retain", "forget"):
+        with optimizer.task(task):
+            losses.append(loss_of(model, *my_rows("share", dist.get_rank(), task)[0]))
+            losses[-1].backward()
+    with Collectives() as collectives:
+        optimizer.step(losses=tuple(losses))
+    expected = torch.stack([1 / loss.detach().double() for loss in losses])
+    return {
+        "collectives": collectives.seen,
+        "error": (torch.stack(optimizer.last_step.coefficients) / expected - 1).abs().max(),
+    }
+
+
+def message(kind: str, group: bool = False, **options: Any) -> str:
+    """What the first step complains of."""
+    if group:
+        groups = [dist.new_group([rank]) for rank in range(SIZE)]
+        options["process_group"] = groups[dist.get_rank()]
+    try:
+        Run(kind, lr=0.1, **options).step(0)
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
