@@ -29,7 +29,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import ngdiff
 from ngdiff import TwoTaskOptimizer
 from ngdiff.distributed import refuse_deepspeed
 
@@ -43,32 +45,42 @@ class Pool:
     """Two processes with a process group of gloo, which run functions of this module."""
 
     def __init__(self, folder: Path):
-        context = multiprocessing.get_context("spawn")
-        self.pipes, self.processes = [], []
-        for rank in range(SIZE):
-            mine, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(rank, str(folder / "store"), theirs), daemon=True)
-            process.start()
-            self.pipes.append(mine)
-            self.processes.append(process)
+        self._folder, self._starts = folder, 0
+        self._pipes: list[Connection] = []
+        self._processes: list[Any] = []
 
     def run(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
         """What the function returns on each rank.
 
         Raises:
-            RuntimeError: it raised, on any of them.
+            RuntimeError: it raised on one of them, or does not end.
         """
-        for pipe in self.pipes:
+        if not self._processes:
+            self._start()
+        for pipe in self._pipes:
             pipe.send((function, arguments, options))
-        answers = [pipe.recv() if pipe.poll(PATIENCE) else (False, "no answer") for pipe in self.pipes]
+        answers = [pipe.recv() if pipe.poll(PATIENCE) else (False, "no answer") for pipe in self._pipes]
         if failures := [answer for succeeded, answer in answers if not succeeded]:
+            self.close()  # one may still wait for the other; the next call starts anew
             raise RuntimeError("\n".join(failures))
         return [answer for _, answer in answers]
 
     def close(self) -> None:
-        for process in self.processes:
+        for process in self._processes:
             process.terminate()
             process.join()
+        self._pipes, self._processes = [], []
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._starts += 1
+        for rank in range(SIZE):
+            mine, theirs = context.Pipe()
+            store = str(self._folder / f"store-{self._starts}")
+            process = context.Process(target=serve, args=(rank, store, theirs), daemon=True)
+            process.start()
+            self._pipes.append(mine)
+            self._processes.append(process)
 
 
 def serve(rank: int, store: str, pipe: Connection) -> None:
@@ -389,13 +401,41 @@ def alone_in_its_group(**options: Any) -> dict[str, Any]:
     }
 
 
-def message(kind: str, group: bool = False, **options: Any) -> str:
-    """What the first step complains of."""
+def message(kind: str, group: bool = False, move: bool = False, **options: Any) -> str:
+    """What the first steps complain of."""
     if group:
         groups = [dist.new_group([rank]) for rank in range(SIZE)]
         options["process_group"] = groups[dist.get_rank()]
     try:
-        Run(kind, lr=0.1, **options).step(0)
+        run = Run(kind, lr=0.1, **options)
+        run.step(0)
+        if move:
+            run.model.double()
+            run.step(1)
     except (ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
+
+
+def llama(code: str) -> Tensor:
+    """The weights of a small Llama after three steps; `code` makes the optimizer, and may shard the model before."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=25,
+        hidden_size=12,
+        intermediate_size=15,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+    )
+    names: dict[str, Any] = {"model": LlamaForCausalLM(config).double(), "ngdiff": ngdiff}
+    exec(code, names)
+    model, optimizer = names["model"], names["optimizer"]
+    mine = slice(dist.get_rank(), None, SIZE) if dist.is_initialized() else slice(None)
+    batches = {task: torch.randint(25, (4, 6))[mine] for task in ("retain", "forget")}
+    for _ in range(3):
+        for task, ids in batches.items():
+            with optimizer.task(task):
+                model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step(probe=lambda: model(input_ids=batches["retain"], labels=batches["retain"]).loss)
+    return torch.cat([whole(p).flatten() for p in model.parameters()])

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -95,6 +96,20 @@ def test_parameters_of_which_there_are_copies_count_once(pool, kind):
 def test_what_a_step_exchanges(pool, kind, losses, expected):
     for rank in pool.run(cases.train, kind, losses=losses, lr=LR):
         assert rank["collectives"] == [expected] * 3
+
+
+def test_the_example_of_the_readme_trains_a_llama_as_one_process_would(pool):
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```py\n(.*?)```", text, re.DOTALL)
+    # Llama computes losses in float32, and the second differences of those leave few digits to an automatic rate.
+    fixed = code.replace('base="adamw", lr="auto"', "lr=0.1")
+    assert fixed != code
+    expected = cases.llama("optimizer = ngdiff.TwoTaskOptimizer(model.parameters(), lr=0.1)")
+    for found in pool.run(cases.llama, fixed):
+        assert_within(found, expected, BOUND)
+    one, other = pool.run(cases.llama, code)
+    assert_bitwise_equal(one, other)
+    assert (one - expected).abs().max() > 0.01
 
 
 # Refused steps
@@ -210,6 +225,7 @@ def test_a_group_of_one_exchanges_nothing(pool):
     ("ddp", {"gram_during_backward": True}, "ValueError: gram_during_backward = True: .* over 2 ranks; leave it out"),
     ("fsdp", {"gram_during_backward": True}, "ValueError: gram_during_backward = True: .* over 2 ranks; leave it out"),
     ("views", {}, "RuntimeError: .* was replaced inside task 'retain'; .* gradient_as_bucket_view=True"),
+    ("fsdp", {"move": True}, "RuntimeError: a parameter of shape .* was moved or replaced after the optimizer was first"),
     ("fsdp", {"group": True}, "ValueError: process_group: a parameter is on a mesh of 2 ranks and the group has 1; pass"),
 ])  # fmt: skip
 def test_what_cannot_be_right_is_refused(pool, kind, options, expected):
