@@ -7,15 +7,17 @@ all-reduce of three numbers. Losses are averaged over the ranks, in the same all
 
 import sys
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
 from torch.nn import Parameter
 
 from ngdiff.flat import Segment
+
+if TYPE_CHECKING:  # torch may have been built without it
+    from torch.distributed import ProcessGroup
 
 # What accelerate calls them -> why two gradients cannot be had from them.
 REFUSED = {
@@ -79,15 +81,20 @@ class ShardedSegment(Segment):
         buffer.copy_(held)
 
     def _check_in_place(self) -> None:
-        """As in `Segment`; but FSDP2 may have padded the shard anew, for instance after weights were loaded."""
+        """As in `Segment`; but FSDP2 may have padded the shard anew, which it does when it finds it in other memory."""
         (parameter,) = self.parameters
         local, theta = _local(parameter)
         if (theta.shape, theta.dtype, theta.device) != (self.theta.shape, self.theta.dtype, self.theta.device):
             raise self._moved(parameter)
         self._local, self.theta = local, theta
 
+    def check_attached(self, task: str) -> None:
+        """As in `Segment`. The first forward may have moved the shard."""
+        super().check_attached(task)
+        self._check_in_place()
+
     def _edits(self) -> list[int]:
-        return [self.parameters[0]._version, self._local._version]
+        return [self.parameters[0]._version, self._local._version, self._local.data_ptr()]
 
     def _measure(self) -> None:
         self.copies, self.shard = 1, 0
@@ -114,7 +121,7 @@ class Ranks:
         ValueError: a parameter is split over other ranks than these.
     """
 
-    def __init__(self, segments: Iterable[Segment], group: ProcessGroup | None = None):
+    def __init__(self, segments: Iterable[Segment], group: "ProcessGroup | None" = None):
         self.sharded, self.size, self._group = False, 1, group
         self._device = torch.device("cpu")
         meshes = []
@@ -126,9 +133,7 @@ class Ranks:
             return
         if meshes:
             self.sharded = True
-            self._device = torch.device(
-                meshes[0].device_type
-            )  # shards that are offloaded to the CPU are reduced where others are
+            self._device = torch.device(meshes[0].device_type)  # the shards themselves may be offloaded to the CPU
         if group is None and len(meshes) == 1 and meshes[0].ndim == 1:
             self._group = meshes[0].get_group()
         self.size = dist.get_world_size(self._group)

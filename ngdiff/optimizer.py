@@ -5,12 +5,11 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from ngdiff_kernels import BASES, LOW_PRECISION, Backend, FusedBackend, backend_for, largest_direction, state_shapes
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from ngdiff import rules
 from ngdiff.backward_gram import BackwardGram
@@ -18,6 +17,9 @@ from ngdiff.distributed import Ranks, ShardedSegment, is_sharded, reshard
 from ngdiff.flat import Segment, segments
 from ngdiff.gram import Coefficients, Gram, Losses
 from ngdiff.learning_rate import AutoLearningRate
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 TASKS = ("retain", "forget")
 AUTOMATIC = {"auto": "robust", "paper": "paper"}  # lr -> mode of AutoLearningRate
@@ -98,7 +100,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         low_precision: str = "master",
         seed: int = 0,
         gram_during_backward: bool = False,
-        process_group: ProcessGroup | None = None,
+        process_group: "ProcessGroup | None" = None,
     ):
         self.rule = rules.get(rule) if isinstance(rule, str) else rule
         self.auto = _automatic(lr)
@@ -281,6 +283,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
+        self._build()
         self._check_ready(losses, probe)
         if losses is not None and not self._ranks.sharded:  # where it is, they are averaged with the sum of the products
             losses = self._averaged(losses)
@@ -366,9 +369,10 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         saved, unused = self._saved_states(state_dict), not state_dict["state"]
         for theirs, group in zip(state_dict["param_groups"], self.param_groups, strict=False):
             for parameter in group["params"]:
-                kept = set(state_shapes(group, parameter.dtype) if parameter.requires_grad else ())
-                found = set(state_shapes(theirs, parameter.dtype) if unused else saved.get(parameter, ()))
-                if kept != found and (parameter.requires_grad or not unused):
+                trained = parameter.requires_grad
+                kept = state_shapes(group, parameter.dtype) if trained else {}
+                found = state_shapes(theirs, parameter.dtype) if unused and trained else saved.get(parameter, {})
+                if set(found) != set(kept):
                     return False
         return True
 
@@ -577,4 +581,9 @@ def _validate_parameters(group: dict[str, Any]) -> None:
             raise ValueError(
                 f"params: a trainable parameter of shape {tuple(parameter.shape)} is {parameter.dtype}; load the model in "
                 "float32, bfloat16 or float16"
+            )
+        if hasattr(parameter, "_fsdp_flattened"):
+            raise ValueError(
+                f"params: a parameter of shape {tuple(parameter.shape)} is in FullyShardedDataParallel, which keeps one "
+                "gradient of its own; use FSDP2, torch.distributed.fsdp.fully_shard"
             )

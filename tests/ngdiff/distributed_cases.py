@@ -24,12 +24,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import ngdiff
 from ngdiff import TwoTaskOptimizer
@@ -125,7 +124,8 @@ def prepared(
     """The same model on every rank, and its optimizer.
 
     Kinds: "alone", "ddp", "fsdp"; "views", DDP with gradients that are views of its buckets; "copied", FSDP2 on a mesh of
-    copies and shards; "beside", FSDP2 with one parameter left out; "accelerate ddp", "accelerate fsdp".
+    copies and shards; "beside", FSDP2 with one parameter left out; "accelerate ddp", "accelerate fsdp"; "first" and "first,
+    original", the first FSDP; "strided", a shard with strides of its own.
     """
     model = fresh_model(dtype)
     if kind.startswith("accelerate"):
@@ -138,6 +138,12 @@ def prepared(
         mesh = init_device_mesh("cpu", (SIZE, 1), mesh_dim_names=("copies", "shards")) if kind == "copied" else None
         for module in (model.first, model.second, model):
             fully_shard(module, mesh=mesh, ignored_params=ignored)
+    if kind.startswith("first"):
+        device = torch.device("cpu")
+        model = FullyShardedDataParallel(model.requires_grad_(), use_orig_params=kind.endswith("original"), device_id=device)
+    if kind == "strided":
+        mesh = init_device_mesh("cpu", (SIZE,))
+        model.scale = nn.Parameter(DTensor.from_local(torch.randn(5, 2).t(), mesh, [Shard(0)]))
     return model, make(model)
 
 
@@ -216,6 +222,7 @@ class Run:
         losses: whether a step is given them.
         here: whether it is given `probe_here`.
         look: whether the model is evaluated before each step.
+        repad: whether the shards are in other memory when FSDP2 first looks at them, after the optimizer has.
         groups: how many param groups.
         options: of the optimizer.
     """
@@ -230,6 +237,7 @@ class Run:
         losses: bool = True,
         here: bool = False,
         look: bool = False,
+        repad: bool = False,
         groups: int = 1,
         **options: Any,
     ):
@@ -240,6 +248,9 @@ class Run:
             return TwoTaskOptimizer([{"params": parameters[i::groups]} for i in range(groups)], **options)
 
         self.model, self.optimizer = prepared(kind, dtype, make)
+        if repad and self.optimizer.state:
+            for parameter in self.model.parameters():
+                parameter._local_tensor = parameter._local_tensor.clone()
         self.collectives: list[list[tuple[str, int]]] = []
         self.reports: list[Tensor] = []
 
@@ -419,6 +430,8 @@ def message(kind: str, group: bool = False, move: bool = False, **options: Any) 
 
 def llama(code: str) -> Tensor:
     """The weights of a small Llama after three steps; `code` makes the optimizer, and may shard the model before."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=25,
