@@ -224,6 +224,7 @@ class Run:
         look: whether the model is evaluated before each step.
         repad: whether the shards are in other memory when FSDP2 first looks at them, after the optimizer has.
         groups: how many param groups.
+        tasks: that have a backward.
         options: of the optimizer.
     """
 
@@ -239,6 +240,7 @@ class Run:
         look: bool = False,
         repad: bool = False,
         groups: int = 1,
+        tasks: tuple[str, ...] = ("retain", "forget"),
         **options: Any,
     ):
         self.kind, self.parts, self.sync, self.losses, self.here, self.look = kind, parts, sync, losses, here, look
@@ -247,6 +249,7 @@ class Run:
             parameters = list(model.parameters())
             return TwoTaskOptimizer([{"params": parameters[i::groups]} for i in range(groups)], **options)
 
+        self.tasks = tasks
         self.model, self.optimizer = prepared(kind, dtype, make)
         if repad and self.optimizer.state:
             for parameter in self.model.parameters():
@@ -278,6 +281,8 @@ class Run:
     def task(self, step: int, task: str, factor: float) -> Tensor:
         """The backwards of one task; its loss."""
         total = torch.zeros(())
+        if task not in self.tasks:
+            return total
         with self.optimizer.task(task):
             for i, (ids, targets) in enumerate(my_rows(self.kind, step, task, self.parts)):
                 with gradients_stay_local(self.model, self.sync == "last" and i < self.parts - 1):

@@ -82,7 +82,7 @@ def test_param_groups(pool, kind, parts):
 
 
 def test_shards_that_fsdp_moves_at_the_first_forward_are_followed(pool):
-    options = {"lr": LR, "base": "sgd"}
+    options = {"lr": LR, "rule": "ga", "tasks": ("forget",)}
     assert_same_run(pool.run(cases.train, "fsdp", repad=True, **options), alone(**options))
 
 
