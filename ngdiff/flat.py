@@ -7,6 +7,7 @@ import torch
 from ngdiff_kernels import compute_dtype
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils.dlpack import from_dlpack, to_dlpack
 
 ALIGNMENT = 64  # bytes: a cache line, and a multiple of the 16-byte vector loads of GPUs
 
@@ -52,7 +53,7 @@ class Segment:
     def point_at(self, buffer: Tensor) -> None:
         """Make the model compute with the values in `buffer`, shape (n,), without copying them."""
         for parameter, value in zip(self.parameters, self.views(buffer), strict=True):
-            parameter.data = value
+            parameter.data = _with_own_storage(value)
 
     def attach(self, task: str) -> None:
         """Let backward accumulate into the buffer of `task`.
@@ -146,6 +147,14 @@ def segments(parameters: Iterable[Parameter], tasks: Iterable[str]) -> Iterator[
     tasks = tuple(tasks)
     for _, members in groupby(sorted((p for p in parameters if p.requires_grad), key=kind), key=kind):
         yield Segment(list(members), tasks)
+
+
+def _with_own_storage(view: Tensor) -> Tensor:
+    """The same memory as a storage that begins and ends with the view, and keeps the buffer alive.
+
+    Who saves a model takes tensors of one storage for tied weights: safetensors refuses them, and accelerate drops all but one.
+    """
+    return from_dlpack(to_dlpack(view)) if view.numel() and view.device.type in ("cpu", "cuda") else view
 
 
 def _layout(parameters: list[Parameter]) -> tuple[list[int], int]:

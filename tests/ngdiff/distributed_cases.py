@@ -161,6 +161,7 @@ def by_accelerate(kind: str, model: nn.Module, optimizer: TwoTaskOptimizer) -> t
         accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     refuse_deepspeed(accelerator)
     model, _ = accelerator.prepare(model, optimizer)
+    optimizer.accelerator = accelerator  # for the tests
     return model, optimizer
 
 
@@ -331,6 +332,10 @@ def resume(kind: str, how: str, folder: str, **options: Any) -> tuple[dict[str, 
 
 def hand_over(run: Run, resumed: Run, how: str, folder: str) -> None:
     resumed.model.load_state_dict(run.model.state_dict())
+    if how == "accelerate":
+        run.optimizer.accelerator.save_state(folder)
+        resumed.optimizer.accelerator.load_state(folder)
+        return
     if how == "file":
         file = io.BytesIO()
         torch.save(run.optimizer.state_dict(), file)

@@ -169,10 +169,12 @@ def test_a_search_exchanges_one_number_a_probe(pool):
 # State
 
 
-@every_kind
-@pytest.mark.parametrize(("base", "lr", "how"), [
-    ("momentum", LR, "file"), ("adamw", "auto", "file"), ("adamw", "auto", "parts"), ("adamw", "auto", "whole"),
-    ("momentum", LR, "checkpoint"), ("adamw", "auto", "checkpoint"),
+@pytest.mark.parametrize(("base", "lr", "how", "kind"), [
+    ("momentum", LR, "file", "ddp"), ("momentum", LR, "file", "fsdp"), ("momentum", LR, "checkpoint", "fsdp"),
+    ("adamw", "auto", "file", "fsdp"), ("adamw", "auto", "parts", "ddp"), ("adamw", "auto", "parts", "fsdp"),
+    ("adamw", "auto", "whole", "ddp"), ("adamw", "auto", "whole", "fsdp"),
+    ("adamw", "auto", "checkpoint", "ddp"), ("adamw", "auto", "checkpoint", "fsdp"),
+    ("adamw", "auto", "accelerate", "accelerate ddp"), ("adamw", "auto", "accelerate", "accelerate fsdp"),
 ])  # fmt: skip
 def test_a_resumed_run_goes_on_bit_for_bit(pool, tmp_path, kind, how, base, lr):
     for run, resumed in pool.run(cases.resume, kind, how, str(tmp_path), **BASES[base] | {"lr": lr}):
