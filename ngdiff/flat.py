@@ -7,6 +7,7 @@ import torch
 from ngdiff_kernels import compute_dtype
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils.dlpack import from_dlpack, to_dlpack
 
 ALIGNMENT = 64  # bytes: a cache line, and a multiple of the 16-byte vector loads of GPUs
 
@@ -35,7 +36,7 @@ class Segment:
         for parameter, value in zip(parameters, self._values, strict=True):
             value.copy_(parameter.detach())
         self.point_at(self.theta)
-        self._versions = [parameter._version for parameter in parameters]
+        self._versions = self._edits()
         self._gradient_views = {task: self.views(buffer) for task, buffer in self.gradients.items()}
 
     def views(self, buffer: Tensor) -> list[Tensor]:
@@ -52,7 +53,7 @@ class Segment:
     def point_at(self, buffer: Tensor) -> None:
         """Make the model compute with the values in `buffer`, shape (n,), without copying them."""
         for parameter, value in zip(self.parameters, self.views(buffer), strict=True):
-            parameter.data = value
+            parameter.data = _with_own_storage(value)
 
     def attach(self, task: str) -> None:
         """Let backward accumulate into the buffer of `task`.
@@ -60,12 +61,8 @@ class Segment:
         Raises:
             RuntimeError: a parameter no longer lies in the flat buffer, or holds a gradient from outside a task.
         """
-        for parameter, value in zip(self.parameters, self._values, strict=True):
-            if parameter.data_ptr() != value.data_ptr():
-                raise RuntimeError(
-                    f"a parameter of shape {tuple(parameter.shape)} was moved or replaced after the optimizer was built; "
-                    "move or resize the model first and build the optimizer last"
-                )
+        self._check_in_place()
+        for parameter in self.parameters:
             if parameter.grad is not None:
                 raise RuntimeError(
                     f"a parameter of shape {tuple(parameter.shape)} has a gradient from outside a task; "
@@ -75,13 +72,29 @@ class Segment:
         for parameter, view in zip(self.parameters, self._gradient_views[task], strict=True):
             parameter.grad = view
 
+    def _check_in_place(self) -> None:
+        for parameter, value in zip(self.parameters, self._values, strict=True):
+            if parameter.data_ptr() != value.data_ptr():
+                raise self._moved(parameter)
+
+    @staticmethod
+    def _moved(parameter: Parameter) -> RuntimeError:
+        return RuntimeError(
+            f"a parameter of shape {tuple(parameter.shape)} was moved or replaced after the optimizer was first used; "
+            "move, resize or shard the model before the first task"
+        )
+
+    def _edits(self) -> list[int]:
+        """How often each parameter was written to, steps not counted."""
+        return [parameter._version for parameter in self.parameters]
+
     def _follow_edits(self) -> None:
         """Take over into the master weights what someone else wrote into the parameters, such as a loaded checkpoint.
 
         torch counts such writes in a version of each parameter; steps write into the buffer behind it and are not counted.
         Master weights that still round to the parameter keep their digits.
         """
-        versions = [parameter._version for parameter in self.parameters]
+        versions = self._edits()
         if "master" in self.state and versions != self._versions:
             edited = self.state["master"].to(self.theta.dtype) != self.theta
             self.state["master"].copy_(torch.where(edited, self.theta, self.state["master"]))
@@ -93,7 +106,7 @@ class Segment:
             if parameter.grad is not view:
                 raise RuntimeError(
                     f"the gradient of a parameter of shape {tuple(parameter.shape)} was replaced inside task {task!r}; "
-                    "do not call zero_grad or set .grad there, and do not use create_graph=True"
+                    "do not call zero_grad or set .grad there, and do not use create_graph=True or gradient_as_bucket_view=True"
                 )
 
     def detach(self) -> None:
@@ -134,6 +147,14 @@ def segments(parameters: Iterable[Parameter], tasks: Iterable[str]) -> Iterator[
     tasks = tuple(tasks)
     for _, members in groupby(sorted((p for p in parameters if p.requires_grad), key=kind), key=kind):
         yield Segment(list(members), tasks)
+
+
+def _with_own_storage(view: Tensor) -> Tensor:
+    """The same memory as a storage that begins and ends with the view, and keeps the buffer alive.
+
+    Who saves a model takes tensors of one storage for tied weights: safetensors refuses them, and accelerate drops all but one.
+    """
+    return from_dlpack(to_dlpack(view)) if view.numel() and view.device.type in ("cpu", "cuda") else view
 
 
 def _layout(parameters: list[Parameter]) -> tuple[list[int], int]:

@@ -1,9 +1,11 @@
 """The optimizer: two backwards, three inner products, one step."""
 
+import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from ngdiff_kernels import BASES, LOW_PRECISION, Backend, FusedBackend, backend_for, largest_direction, state_shapes
@@ -11,9 +13,13 @@ from torch import Tensor
 
 from ngdiff import rules
 from ngdiff.backward_gram import BackwardGram
+from ngdiff.distributed import Ranks, ShardedSegment, is_sharded, reshard
 from ngdiff.flat import Segment, segments
 from ngdiff.gram import Coefficients, Gram, Losses
 from ngdiff.learning_rate import AutoLearningRate
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 TASKS = ("retain", "forget")
 AUTOMATIC = {"auto": "robust", "paper": "paper"}  # lr -> mode of AutoLearningRate
@@ -39,10 +45,15 @@ class StepReport(NamedTuple):
 class TwoTaskOptimizer(torch.optim.Optimizer):
     """theta <- theta - lr base(c_R g_R - c_F g_F), with (c_R, c_F) from a combination rule.
 
-    The trainable parameters are moved into one flat buffer and become views of it, so build the optimizer after the model
-    has reached its device and dtype. It adds one gradient buffer a task and the state of the base: 2 n elements for SGD, 4 n
-    for AdamW. Backwards inside `task` accumulate; `step` consumes both gradients. A step whose gradients or losses are not
-    finite, or whose direction would overflow, changes neither parameters nor state; it is counted in `skipped_steps`.
+    When the first task begins, the trainable parameters are moved into one flat buffer and become views of it; the model must
+    have reached its device and dtype by then. That adds one gradient buffer a task and the state of the base: 2 n elements
+    for SGD, 4 n for AdamW. Backwards inside `task` accumulate; `step` consumes both gradients. A step whose gradients or
+    losses are not finite, or whose direction would overflow, changes neither parameters nor state; it is counted in
+    `skipped_steps`.
+
+    Under torch.distributed the step is that of one process with the batches of all ranks, if these are equally large, and the
+    same on every rank. Works with DDP and with FSDP2, whose shards stay where they are. Losses and probes are those of a rank;
+    the optimizer averages them. The last backward of every task must synchronize gradients.
 
     Args:
         params: parameters or param groups, as for torch.optim. Frozen parameters are left out.
@@ -57,7 +68,8 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
             with a float32 copy of them, n more elements of state; "stochastic" rounds at random, unbiased and without a copy.
         seed: of the random bits of "stochastic"; equal seeds give equal runs.
         gram_during_backward: take the inner products during the backward of the second task, from gradients still in cache,
-            instead of in a sweep of their own.
+            instead of in a sweep of their own. For one process only: with several, gradients are not yet reduced then.
+        process_group: the ranks that take a step together. None: those that hold the shards of FSDP2, or all there are.
 
     Raises:
         ValueError: an argument is out of range, or a trainable parameter has a dtype other than these three or float64.
@@ -88,12 +100,15 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         low_precision: str = "master",
         seed: int = 0,
         gram_during_backward: bool = False,
+        process_group: "ProcessGroup | None" = None,
     ):
         self.rule = rules.get(rule) if isinstance(rule, str) else rule
         self.auto = _automatic(lr)
         self.last_step: StepReport | None = None
+        self._built = False  # whether what follows has been made, see _build
         self._segments: list[list[Segment]] = []  # one list a param group
         self._products: dict[Segment, BackwardGram] | None = {} if gram_during_backward else None
+        self._process_group = process_group
         self._ready: set[str] = set()  # tasks that have a gradient since the last step
         self._open: str | None = None
         self._seed = seed
@@ -104,8 +119,17 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         more = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "low_precision": low_precision, "dampening": 0.0}
         # Always 0, and there only so that torch.optim.SGD can go on from this optimizer's state_dict.
         super().__init__(params, defaults | more)
-        if not any(self._segments):
-            raise ValueError("params: every parameter is frozen; pass at least one with requires_grad=True")
+        self._check_trainable()
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
+        """As in torch.optim, but there before the first step: whoever looks at it makes it."""
+        self._build()
+        return self.__dict__["state"]  # where torch.optim.Optimizer.__setstate__ puts it
+
+    @state.setter
+    def state(self, state: defaultdict[Tensor, Any]) -> None:
+        self.__dict__["state"] = state
 
     @property
     def skipped_steps(self) -> int:
@@ -113,20 +137,75 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         return int(self._skipped)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch.optim; moves the group's trainable parameters into flat buffers."""
+        """As in torch.optim."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             _validate(group)
+            _validate_parameters(group)
         except ValueError:
             self.param_groups.pop()
             raise
-        self._segments.append(list(segments(group["params"], TASKS)))
+        if self._built:
+            self._add_segments(group)
+            self._ranks = self._find_ranks()
+
+    def _build(self) -> None:
+        """Make the buffers, once they are needed and not before.
+
+        Until then the model may be moved, and accelerate may replace the parameters of all groups by shards.
+        """
+        if self._built:
+            return
+        self._check_trainable()
+        self._built = True
+        try:
+            for group in self.param_groups:
+                _validate_parameters(group)
+                self._add_segments(group)
+            self._ranks = self._find_ranks()
+        except BaseException:
+            self._discard()
+            raise
+
+    def _add_segments(self, group: dict[str, Any]) -> None:
+        trained = [parameter for parameter in group["params"] if parameter.requires_grad]
+        members = list(segments([parameter for parameter in trained if not is_sharded(parameter)], TASKS))
+        self._segments.append([*members, *(ShardedSegment(parameter, TASKS) for parameter in trained if is_sharded(parameter))])
         for segment in self._segments[-1]:
             segment.add_state(state_shapes(group, segment.theta.dtype))
             self._publish_state(segment)
             if self._products is not None:
                 self._products[segment] = BackwardGram(segment)
+
+    def _find_ranks(self) -> Ranks:
+        ranks = Ranks(self._all_segments(), self._process_group)
+        if self._products is not None and (ranks.sharded or ranks.size > 1):
+            raise ValueError(
+                f"gram_during_backward = True: reads gradients before they are reduced over {ranks.size} ranks; leave it out"
+            )
+        return ranks
+
+    def _discard(self) -> None:
+        """Undo `_build`; the parameters stay where they are."""
+        self._segments, self._built = [], False
+        self._ready.clear()
+        self.state = defaultdict(dict)
+        if self._products is not None:
+            self._products.clear()
+
+    def _check_trainable(self) -> None:
+        if not any(parameter.requires_grad for group in self.param_groups for parameter in group["params"]):
+            raise ValueError("params: every parameter is frozen; pass at least one with requires_grad=True")
+
+    def _check_parameters(self) -> None:
+        """Raise RuntimeError if the groups no longer hold the parameters that the buffers were made for."""
+        held = {id(parameter) for group in self.param_groups for parameter in group["params"]}
+        if any(id(parameter) not in held for segment in self._all_segments() for parameter in segment.parameters):
+            raise RuntimeError(
+                "params: the parameters of param_groups were replaced after the optimizer was first used; prepare or shard the "
+                "model before the first task and before load_state_dict"
+            )
 
     @contextmanager
     def task(self, name: str) -> Iterator[None]:
@@ -145,6 +224,8 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
             raise ValueError(f"task: unknown task {name!r}; choose one of {', '.join(TASKS)}")
         if self._open:
             raise RuntimeError(f"task: {name!r} opened inside {self._open!r}; close that one first")
+        self._build()
+        self._check_parameters()
         fresh = name not in self._ready
         if fresh:
             for segment in self._all_segments():
@@ -182,9 +263,11 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
 
         Args:
             closure: runs both tasks and returns a loss, as in torch.optim.
-            losses: (retain, forget), shape (); needed by rules that read them, and a non-finite one refuses the step.
+            losses: (retain, forget), shape (); needed by rules that read them, and a non-finite one refuses the step. With
+                several ranks, those of this rank's batches; all ranks must pass them, or none.
             probe: evaluates the retain loss at the model's current weights, outside autocast; needed by lr="auto", which calls
-                it three times at a refresh, more often at the first, each time with the same random state.
+                it three times at a refresh, more often at the first, each time with the same random state. With several ranks,
+                on this rank's batch.
             probe_here: what `probe` would return at these weights, shape (), if a pass of the retain task has given it already:
                 saves one of the three. The first one is compared with the probe, and if they differ in any bit, as by dropout,
                 autocast or another order of summation, all probes are made: the difference would drown the second difference.
@@ -200,7 +283,10 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
+        self._build()
         self._check_ready(losses, probe)
+        if losses is not None and not self._ranks.sharded:  # where it is, they are averaged with the sum of the products
+            losses = self._averaged(losses)
         due = self.auto is not None and self.auto.due(self._steps)
         report = None if due else self._fused_step(losses)
         if report is None:
@@ -210,6 +296,8 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
                 self._refresh_and_step(report, probe, probe_here)
             else:
                 self._plain_step(report)
+        if self._ranks.sharded:
+            reshard()
         self._skipped = self._skipped + (~report.finite).long()
         self._steps += 1
         self._ready.clear()
@@ -225,12 +313,19 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
             "known_is_exact": self._known_is_exact,
             "auto": self.auto.state_dict() if self.auto else None,
         }
-        result = super().state_dict()
+        built, self._built = self._built, True  # before the first task there is no state, and no reason to make it
+        try:
+            result = super().state_dict()
+        finally:
+            self._built = built
         # Scalars are shared by all parameters of a buffer here; an optimizer of torch that loads them counts each by itself.
         result["state"] = {
             i: {name: value if value.dim() else value.clone() for name, value in state.items()}
             for i, state in result["state"].items()
         }
+        # Once more in a group, because torch.distributed.checkpoint carries nothing else beside the state, and as one string,
+        # because it takes lists apart and expects them to be as long as before.
+        result["param_groups"][0]["ngdiff"] = json.dumps(extra)
         return result | {"ngdiff": extra}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -239,13 +334,18 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: the dict comes from another optimizer, base or precision, or from another kind of learning rate.
         """
-        extra = state_dict.get("ngdiff")
+        extra = state_dict.get("ngdiff") or json.loads(state_dict["param_groups"][0].get("ngdiff", "null"))
         if extra is None or (extra["auto"] is None) != (self.auto is None) or not self._same_state(state_dict):
             raise ValueError(
                 "load_state_dict: the state is not from a TwoTaskOptimizer with the same base, precision and kind of "
                 "learning rate; build this optimizer with the arguments of the saved one"
             )
+        if state_dict["state"]:
+            self._build()
+        else:  # saved before the first task
+            self._discard()
         super().load_state_dict(state_dict)
+        self.param_groups[0].pop("ngdiff", None)
         saved = self._saved_states(state_dict)  # not what torch made of it: it rounds all state to the parameter's dtype
         for segment in self._all_segments():
             segment.load_state([saved[p] for p in segment.parameters])
@@ -262,8 +362,19 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         return {parameter: state_dict["state"].get(number, {}) for number, parameter in zip(numbers, mine, strict=False)}
 
     def _same_state(self, state_dict: dict[str, Any]) -> bool:
-        """Whether every saved parameter has the entries that are kept here: those of base, momentum and master weights."""
-        return all(set(saved) == set(self.state.get(p, {})) for p, saved in self._saved_states(state_dict).items())
+        """Whether every saved parameter has the entries that are kept here: those of base, momentum and master weights.
+
+        Before the first task there are no entries, and the groups tell which there would be.
+        """
+        saved, unused = self._saved_states(state_dict), not state_dict["state"]
+        for theirs, group in zip(state_dict["param_groups"], self.param_groups, strict=False):
+            for parameter in group["params"]:
+                trained = parameter.requires_grad
+                kept = state_shapes(group, parameter.dtype) if trained else {}
+                found = state_shapes(theirs, parameter.dtype) if unused and trained else saved.get(parameter, {})
+                if set(found) != set(kept):
+                    return False
+        return True
 
     def _all_segments(self) -> Iterator[Segment]:
         return (segment for group in self._segments for segment in group)
@@ -287,15 +398,31 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         if self.auto and probe is None:
             raise ValueError("step: lr='auto' needs probe=, a function that returns the retain loss; or give lr a number")
 
-    def _combine(self, losses: tuple[Tensor, Tensor] | None) -> StepReport:
+    def _averaged(self, losses: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The mean losses of all ranks. One all-reduce of two numbers."""
+        if self._ranks.size == 1:
+            return losses
+        device = next(self._all_segments()).theta.device
+        values = torch.stack([loss.detach().to(device, torch.float64) for loss in losses])
+        retain, forget = self._ranks.mean(values).unbind()
+        return retain, forget
+
+    def _sums(self, losses: tuple[Tensor, Tensor] | None) -> Tensor:
+        """The three inner products, and the two losses if there are any, of all ranks, shape (3,) or (5,), float64."""
         vectors = [self._inner_products(segment) for segment in self._all_segments()]
+        if self._ranks.sharded:
+            vectors = [v * self._ranks.share(segment) for v, segment in zip(vectors, self._all_segments(), strict=True)]
         vector = torch.stack([v.to(vectors[0].device) for v in vectors]).sum(0)
-        finite = vector.isfinite().all()
-        on_device = None
         if losses is not None:
-            on_device = Losses(*(loss.detach().to(vector) for loss in losses))
-            finite = finite & torch.stack(on_device).isfinite().all()
-        gram = Gram.from_vector(vector)
+            values = torch.stack([loss.detach().to(vector) for loss in losses])
+            vector = torch.cat([vector, values / self._ranks.size if self._ranks.sharded else values])
+        return self._ranks.sum(vector) if self._ranks.sharded else vector
+
+    def _combine(self, losses: tuple[Tensor, Tensor] | None) -> StepReport:
+        sums = self._sums(losses)
+        finite = sums.isfinite().all()
+        gram = Gram.from_vector(sums[:3])
+        on_device = None if losses is None else Losses(*sums[3:].unbind())
         coefficients = self.rule(gram, on_device)
         # ||d|| is at most this, so one comparison tells that no element of d leaves its dtype.
         reach = coefficients.retain.abs() * gram.retain.sqrt() + coefficients.forget.abs() * gram.forget.sqrt()
@@ -312,7 +439,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         (group, segment), *others = self._grouped()
         backend = _backend(segment)
         form = rules.device_form(self.rule)
-        if others or self._products is not None or form is None or not hasattr(backend, "fused_step_"):
+        if others or self._ranks.sharded or self._products is not None or form is None or not hasattr(backend, "fused_step_"):
             return None
         name, parameter = form
         theta, gradients = segment.theta, segment.gradients
@@ -337,7 +464,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         for segment in self._all_segments():
             _, retain, forget, coefficients, _ = _arguments(segment, report)
             _backend(segment).combine_(retain, forget, coefficients)
-        known = None if here is None else float(here)
+        known = None if here is None or self._known_is_exact is False else self._mean_of(float(here))
         lr = self.auto.refresh(self._steps, self.param_groups[0]["lr"], lambda h: self._loss_at(h, probe, known))
         for group, segment in self._grouped():
             group["lr"] = lr
@@ -354,7 +481,10 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         return value
 
     def _probe(self, h: float, probe: Probe) -> float:
-        """The retain loss at theta + h base(d). Nothing is written but a buffer, at which the model looks meanwhile."""
+        """The retain loss at theta + h base(d), on all ranks the same.
+
+        Nothing is written but a buffer, at which the model looks meanwhile; shards exchange their contents with it and back.
+        """
         cuda = {s.theta.device for s in self._all_segments() if s.theta.is_cuda}
         try:
             for group, segment in self._grouped():
@@ -362,13 +492,25 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
                 length = h * self._growth(group)
                 _backend(segment).probe_(out, segment.theta, segment.gradients["retain"], segment.state, group, length)
                 segment.point_at(out)
-            torch.clear_autocast_cache()  # it would go on serving the weights of before, cast to half precision
+            self._forget_copies()
             with torch.random.fork_rng(devices=cuda):  # the same dropout mask in every probe of a refresh
-                return float(probe())
+                return self._mean_of(float(probe()))
         finally:
             for segment in self._all_segments():
                 segment.point_at(segment.theta)
-            torch.clear_autocast_cache()
+            self._forget_copies()
+
+    def _forget_copies(self) -> None:
+        """The weights have changed: autocast keeps them cast to half precision, and FSDP2 may keep them gathered."""
+        torch.clear_autocast_cache()
+        if self._ranks.sharded:
+            reshard()
+
+    def _mean_of(self, value: float) -> float:
+        """The mean of a number over all ranks: what they choose from it must be the same."""
+        if self._ranks.size == 1:
+            return value
+        return float(self._ranks.mean(torch.tensor(value, dtype=torch.float64)))
 
     def _growth(self, group: dict[str, Any]) -> float:
         """By how much momentum will still lengthen the direction: the rate is chosen for what it will come to mean.
@@ -383,9 +525,10 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         return 1 / (1 - group["momentum"] ** (taken + group["nesterov"]))
 
     def _step_seed(self, segment: Segment) -> int:
-        """A seed of its own for every step and segment."""
+        """A seed of its own for every step, segment and shard, but the same on ranks that hold the same values."""
         number = next(i for i, other in enumerate(self._all_segments()) if other is segment)
-        return ((self._seed * 0x9E3779B97F4A7C15 + self._steps) * 0x10000 + number) % 2**63
+        shard = segment.shard * 0xD1B54A32D192ED03 if isinstance(segment, ShardedSegment) else 0
+        return ((self._seed * 0x9E3779B97F4A7C15 + self._steps) * 0x10000 + number + shard) % 2**63
 
     def _grouped(self) -> Iterator[tuple[dict[str, Any], Segment]]:
         for group, members in zip(self.param_groups, self._segments, strict=True):
@@ -430,9 +573,17 @@ def _validate(group: dict[str, Any]) -> None:
     for message, holds in checks.items():
         if not holds:
             raise ValueError(message)
+
+
+def _validate_parameters(group: dict[str, Any]) -> None:
     for parameter in group["params"]:
         if parameter.requires_grad and parameter.dtype not in DTYPES:
             raise ValueError(
                 f"params: a trainable parameter of shape {tuple(parameter.shape)} is {parameter.dtype}; load the model in "
                 "float32, bfloat16 or float16"
+            )
+        if hasattr(parameter, "_fsdp_flattened"):
+            raise ValueError(
+                f"params: a parameter of shape {tuple(parameter.shape)} is in FullyShardedDataParallel, which keeps one "
+                "gradient of its own; use FSDP2, torch.distributed.fsdp.fully_shard"
             )

@@ -128,6 +128,7 @@ def test_steps_are_those_without_it(make, rule):
 
 def test_nothing_is_taken_as_long_as_one_task_has_no_gradient(net, monkeypatch):
     model, optimizer = net
+    run(model, optimizer, "r")
     taken = []
     (products,) = optimizer._products.values()
     monkeypatch.setattr(products, "_take", taken.append)

@@ -1,7 +1,9 @@
+import gc
 import math
 
 import oracle
 import pytest
+import safetensors.torch
 import torch
 from asserts import assert_bitwise_equal
 from torch import nn
@@ -44,10 +46,42 @@ def test_parameters_are_views_of_one_buffer():
     parameters = odd_parameters()
     segment = built(*parameters)
     for p, view in zip(parameters, segment.views(segment.theta), strict=True):
-        assert p.untyped_storage().data_ptr() == segment.theta.untyped_storage().data_ptr()
         assert p.data_ptr() == view.data_ptr()
     segment.theta.fill_(3.0)
     assert all(p.eq(3.0).all() for p in parameters)
+
+
+def test_parameters_are_not_taken_for_tied_ones():
+    """safetensors and accelerate tell those by their storage, and save one of them."""
+    parameters = [p for p in odd_parameters() if p.numel()]
+    built(*parameters)
+    for p in parameters:
+        assert p.untyped_storage().data_ptr() == p.data_ptr()
+        assert p.untyped_storage().nbytes() == p.numel() * p.element_size()
+
+
+def test_a_model_in_a_buffer_is_saved_whole(tmp_path):
+    model, other = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)), nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
+    built(*model.parameters())
+    safetensors.torch.save_model(model, tmp_path / "model.safetensors")
+    built(*other.parameters())
+    safetensors.torch.load_model(other, tmp_path / "model.safetensors")
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert_bitwise_equal(p.detach(), q.detach())
+
+
+def test_parameters_keep_their_buffer_and_no_longer():
+    parameters = [parameter(1000, 1000), parameter(3)]
+    before = [p.detach().clone() for p in parameters]
+    storage = torch.UntypedStorage._new_with_weak_ptr
+    weak = built(*parameters).theta.untyped_storage()._weak_ref()
+    gc.collect()
+    for p, value in zip(parameters, before, strict=True):
+        assert_bitwise_equal(p.detach(), value)
+    assert storage(weak) is not None
+    parameters.clear()
+    del p
+    assert storage(weak) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -71,10 +105,11 @@ def test_gaps_stay_zero():
     for _ in range(3):
         oracle.run_tasks(optimizer, oracle.mlp_problem(torch.float32, model))
         optimizer.step()
-    buffer = torch.tensor([], dtype=torch.float32).set_(next(model.parameters()).untyped_storage())
+    ((segment,),) = optimizer._segments
+    buffer = segment.theta
     inside = torch.zeros_like(buffer, dtype=torch.bool)
-    for p in model.parameters():
-        inside[p.storage_offset() : p.storage_offset() + p.numel()] = True
+    for view in segment.views(inside):
+        view.fill_(True)
     assert inside.sum() == 32
     assert buffer[inside].all()
     assert buffer[~inside].eq(0).all()
@@ -217,7 +252,7 @@ def test_a_moved_parameter_is_reported():
     segment = built(a, b)
     b.data = b.data.clone()
     with pytest.raises(
-        RuntimeError, match=r"shape \(2, 5\) was moved or replaced .*; move or resize .* build the optimizer last"
+        RuntimeError, match=r"shape \(2, 5\) was moved or replaced .*; move, resize or shard the model before the first task"
     ):
         segment.attach("retain")
 

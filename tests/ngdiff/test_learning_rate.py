@@ -540,6 +540,7 @@ def fail_in_the_probe(optimizer: TwoTaskOptimizer, problem: Problem, call: int) 
 def test_an_error_in_the_probe_leaves_the_weights(base, call):
     problem = mlp_problem()
     optimizer = TwoTaskOptimizer(problem.model.parameters(), lr="auto", **BASES[base])
+    assert len(optimizer.state) == 4  # to look at it moves the weights into their buffer
     before = [(p.detach().clone(), p.data_ptr()) for p in problem.model.parameters()]
     fail_in_the_probe(optimizer, problem, call)
     for p, (value, pointer) in zip(problem.model.parameters(), before, strict=True):

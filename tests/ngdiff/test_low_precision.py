@@ -151,6 +151,7 @@ def test_edits_that_touch_nothing_leave_the_digits_of_the_master_weights():
 ])  # fmt: skip
 def test_the_state_of_another_precision_is_refused(saved, mine):
     one, two = Run(base="adamw", **saved), Run(base="adamw", **mine)
+    one.step(0)
     with pytest.raises(ValueError, match="same base, precision and kind of learning rate"):
         two.optimizer.load_state_dict(one.optimizer.state_dict())
 

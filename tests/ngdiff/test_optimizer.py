@@ -1,3 +1,4 @@
+import copy
 import io
 from typing import Any
 
@@ -556,9 +557,78 @@ def test_a_refused_task_attaches_nothing():
 def test_a_model_that_moved_is_reported():
     problem = mlp_problem(torch.float32)
     optimizer = make(problem.model)
+    take_step(optimizer, problem)
     problem.model.double()
-    with pytest.raises(RuntimeError, match="was moved or replaced after the optimizer was built"), optimizer.task("retain"):
+    with (
+        pytest.raises(RuntimeError, match="was moved or replaced after the optimizer was first used"),
+        optimizer.task("retain"),
+    ):
         pass
+
+
+def test_a_model_may_be_moved_and_frozen_before_the_first_task():
+    """As accelerate does, which gets a model and its optimizer together."""
+    problem = mlp_problem(torch.float32)
+    optimizer = make(problem.model)
+    optimizer.load_state_dict(optimizer.state_dict())
+    problem.model.double()
+    problem.model[2].bias.requires_grad_(False)
+    before = problem.model[2].bias.clone()
+    assert_next_step_is_clean(optimizer, problem)
+    assert_bitwise_equal(problem.model[2].bias, before)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda model: model.requires_grad_(False), "every parameter is frozen; pass at least one"),
+        (lambda model: model.to(torch.complex64), r"is torch.complex64; load the model in float32"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Complex modules")
+def test_parameters_are_looked_at_again_when_they_are_first_used(spoil, message):
+    model = mlp_problem().model
+    optimizer = make(model)
+    spoil(model)
+    with pytest.raises(ValueError, match=message), optimizer.task("retain"):
+        pass
+
+
+def test_parameters_that_were_replaced_after_the_first_task_are_reported():
+    problem = mlp_problem()
+    optimizer = make(problem.model)
+    take_step(optimizer, problem)
+    optimizer.param_groups[0]["params"] = list(mlp_problem().model.parameters())
+    with (
+        pytest.raises(RuntimeError, match=r"params: .* were replaced after the optimizer was first used"),
+        optimizer.task("retain"),
+    ):
+        pass
+
+
+def test_parameters_may_be_replaced_before_the_first_task():
+    """As accelerate does when it shards a model."""
+    problem = mlp_problem()
+    optimizer = make(mlp_problem().model)
+    optimizer.param_groups[0]["params"] = list(problem.model.parameters())
+    assert_next_step_is_clean(optimizer, problem)
+
+
+@every_base
+def test_a_state_from_before_the_first_step_starts_anew(base):
+    problem = mlp_problem()
+    optimizer = make(problem.model, base)
+    state = loaded(optimizer.state_dict(), "through a file")
+    assert state["state"] == {}
+    slow = Oracle(problem, "ngdiff", make_torch(base))
+    start = copy.deepcopy(problem.model.state_dict())
+    take_step(optimizer, problem)
+    optimizer.load_state_dict(state)
+    problem.model.load_state_dict(start)
+    for _ in range(2):
+        take_step(optimizer, problem)
+        slow.step()
+    assert_within(weights(problem.model), slow.weights(), BOUND)
 
 
 @pytest.mark.parametrize("missing", ["retain", "forget"])

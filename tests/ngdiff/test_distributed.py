@@ -1,0 +1,257 @@
+"""A step of several processes is the step of one process with all their batches."""
+
+import functools
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import distributed_cases as cases
+import pytest
+import torch
+from accelerate.utils import DistributedType
+from asserts import assert_bitwise_equal, assert_within
+
+from ngdiff.distributed import refuse_deepspeed
+
+every_kind = pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+LR = 0.5
+BASES: dict[str, dict[str, Any]] = {
+    "sgd": {"base": "sgd", "weight_decay": 0.1, "lr": LR},
+    "momentum": {"base": "sgd", "momentum": 0.9, "lr": LR},
+    # eps is not small, so that AdamW is a smooth function of d, as in test_optimizer.py; it magnifies by 1 / eps.
+    "adamw": {"base": "adamw", "eps": 1e-2, "weight_decay": 0.1, "lr": LR / 10},
+}
+# Gradients are means of 4 + 4 instead of 8 terms: off by a few u = 6e-8 of the largest, which a step of LR makes smaller.
+BOUND = 1e-6
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    pool = cases.Pool(tmp_path_factory.mktemp("distributed"))
+    yield pool
+    pool.close()
+
+
+alone = functools.cache(lambda **options: cases.train("alone", **options))
+
+
+def assert_same_run(found: list[dict[str, Any]], expected: dict[str, Any], bound: float = BOUND) -> None:
+    """On each rank the weights, inner products and coefficients of `expected`, relative to the largest of their kind."""
+    for rank in found:
+        for name, value in expected["weights"].items():
+            assert_within(rank["weights"][name], value, bound * value.abs().max())
+        assert_within(rank["reports"], expected["reports"], bound * expected["reports"].abs().amax(0))
+        assert rank["skipped"] == expected["skipped"]
+    for name, value in found[0]["weights"].items():
+        assert_bitwise_equal(found[1]["weights"][name], value)
+    assert_bitwise_equal(found[1]["reports"], found[0]["reports"])
+
+
+@every_kind
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("rule", ["ngdiff", "gdiff-0.5", "lossnorm", "mgda"])
+def test_steps_are_those_of_one_process(pool, kind, base, rule):
+    options = {"rule": rule, **BASES[base]}
+    expected = alone(**options)
+    assert_same_run(pool.run(cases.train, kind, **options), expected)
+    start = cases.weights(cases.fresh_model(torch.float32))
+    for name, value in expected["weights"].items():  # they did move, but for those that cannot
+        assert "frozen" in name or name == "unused" or (value - start[name]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["accelerate ddp", "accelerate fsdp"])
+@pytest.mark.parametrize("base", ["sgd", "adamw"])
+def test_accelerate_prepares_the_optimizer_before_it_has_buffers(pool, kind, base):
+    expected = alone(**BASES[base])
+    assert_same_run(pool.run(cases.train, kind, **BASES[base]), expected)
+
+
+@every_kind
+@pytest.mark.parametrize("sync", ["last", "every"])
+def test_backwards_of_a_task_add_up(pool, kind, sync):
+    options = {"lr": LR, "rule": "gdiff-0.5"}
+    assert_same_run(pool.run(cases.train, kind, parts=2, sync=sync, **options), alone(**options))
+
+
+@every_kind
+@pytest.mark.parametrize("parts", [1, 2])
+def test_param_groups(pool, kind, parts):
+    options = {"lr": LR, "groups": 2}
+    assert_same_run(pool.run(cases.train, kind, parts=parts, **options), alone(**options))
+
+
+def test_shards_that_fsdp_moves_at_the_first_forward_are_followed(pool):
+    options = {"lr": LR, "rule": "ga", "tasks": ("forget",)}
+    assert_same_run(pool.run(cases.train, "fsdp", repad=True, **options), alone(**options))
+
+
+@pytest.mark.parametrize("kind", ["copied", "beside"])
+def test_parameters_of_which_there_are_copies_count_once(pool, kind):
+    options = {"lr": LR, "rule": "lossnorm"}
+    found = pool.run(cases.train, kind, **options)
+    assert_same_run(found, alone(**options))
+    assert found[0]["collectives"] == [[("allreduce_", 5)]] * 3
+
+
+@pytest.mark.parametrize(("kind", "losses", "expected"), [
+    ("ddp", False, []), ("ddp", True, [("allreduce_", 2)]),
+    ("fsdp", False, [("allreduce_", 3)]), ("fsdp", True, [("allreduce_", 5)]),
+])  # fmt: skip
+def test_what_a_step_exchanges(pool, kind, losses, expected):
+    for rank in pool.run(cases.train, kind, losses=losses, lr=LR):
+        assert rank["collectives"] == [expected] * 3
+
+
+def test_the_example_of_the_readme_trains_a_llama_as_one_process_would(pool):
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```py\n(.*?)```", text, re.DOTALL)
+    # Llama computes losses in float32, and the second differences of those leave few digits to an automatic rate.
+    fixed = code.replace('base="adamw", lr="auto"', "lr=0.1")
+    assert fixed != code
+    expected = cases.llama("optimizer = ngdiff.TwoTaskOptimizer(model.parameters(), lr=0.1)")
+    for found in pool.run(cases.llama, fixed):
+        assert_within(found, expected, BOUND)
+    one, other = pool.run(cases.llama, code)
+    assert_bitwise_equal(one, other)
+    assert (one - expected).abs().max() > 0.01
+
+
+# Refused steps
+
+
+@pytest.mark.parametrize(("kind", "what", "lr"), [
+    ("ddp", "loss", LR), ("ddp", "retain", "auto"), ("fsdp", "loss", "auto"), ("fsdp", "forget", LR), ("fsdp", "shard", "auto"),
+])  # fmt: skip
+def test_what_is_not_finite_on_one_rank_refuses_the_step_on_all(pool, kind, what, lr):
+    one, other = pool.run(cases.train, kind, spoil={1: what}, lr=lr)
+    for rank in (one, other):
+        assert rank["reports"][:, -1].tolist() == [1, 0, 1]
+        assert rank["skipped"] == 1
+        assert rank["rate"] == one["rate"]
+        assert all(value.isfinite().all() for value in rank["weights"].values())
+    for name, value in one["weights"].items():
+        assert_bitwise_equal(other["weights"][name], value)
+
+
+# The automatic rate
+
+
+@every_kind
+@pytest.mark.parametrize(("base", "here"), [("sgd", False), ("momentum", True), ("adamw", False), ("adamw", True)])
+def test_all_ranks_choose_the_rate_of_one_process(pool, kind, here, base):
+    options = {"lr": "auto", "dtype": torch.float64, "here": here, "steps": 5}
+    options = BASES[base] | options
+    expected = alone(**options)
+    one, other = found = pool.run(cases.train, kind, **options)
+    assert_same_run(found, expected)
+    assert one["trace"] == other["trace"]
+    assert one["known"] is other["known"] is expected["known"]
+    assert [(entry[0], entry[3]) for entry in one["trace"]] == [(entry[0], entry[3]) for entry in expected["trace"]]
+    for mine, theirs in zip(one["trace"], expected["trace"], strict=True):
+        # The rate is a quotient of differences of losses, which float64 gives with 1e-16 L and which here are 1e-4 L or more.
+        assert mine[2] == pytest.approx(theirs[2], rel=1e-11)
+
+
+@pytest.mark.parametrize("lr", [LR, "auto"])
+def test_weights_that_were_gathered_for_a_look_are_gathered_anew(pool, lr):
+    """FSDP2 keeps those of the root after a forward without a backward."""
+    options = {"lr": lr, "dtype": torch.float64, "steps": 4}
+    assert_same_run(pool.run(cases.train, "fsdp", look=True, **options), alone(**options), 1e-11)
+
+
+def test_a_search_exchanges_one_number_a_probe(pool):
+    (one, _) = pool.run(cases.train, "ddp", lr="auto", steps=1)
+    probes = 1 + 2 * len(one["trace"])
+    assert one["collectives"] == [[("allreduce_", 2)] + [("allreduce_", 1)] * probes]
+
+
+# State
+
+
+@pytest.mark.parametrize(("base", "lr", "how", "kind"), [
+    ("momentum", LR, "file", "ddp"), ("momentum", LR, "file", "fsdp"), ("momentum", LR, "checkpoint", "fsdp"),
+    ("adamw", "auto", "file", "fsdp"), ("adamw", "auto", "parts", "ddp"), ("adamw", "auto", "parts", "fsdp"),
+    ("adamw", "auto", "whole", "ddp"), ("adamw", "auto", "whole", "fsdp"),
+    ("adamw", "auto", "checkpoint", "ddp"), ("adamw", "auto", "checkpoint", "fsdp"),
+    ("adamw", "auto", "accelerate", "accelerate ddp"), ("adamw", "auto", "accelerate", "accelerate fsdp"),
+])  # fmt: skip
+def test_a_resumed_run_goes_on_bit_for_bit(pool, tmp_path, kind, how, base, lr):
+    for run, resumed in pool.run(cases.resume, kind, how, str(tmp_path), **BASES[base] | {"lr": lr}):
+        for name, value in run["weights"].items():
+            assert_bitwise_equal(resumed["weights"][name], value)
+        assert_bitwise_equal(resumed["reports"], run["reports"])
+        assert resumed["trace"] == run["trace"]
+
+
+@pytest.mark.parametrize("base", ["momentum", "adamw"])
+def test_the_whole_state_is_that_of_one_process(pool, base):
+    expected = cases.whole_state("alone", **BASES[base])
+    for rank in pool.run(cases.whole_state, "fsdp", **BASES[base]):
+        assert rank.keys() == expected.keys()
+        for name, entries in expected.items():
+            for entry, value in entries.items():
+                assert_within(rank[name][entry], value, BOUND * value.abs().max())
+
+
+def test_state_is_placed_as_the_parameters_are(pool):
+    assert pool.run(cases.placements_of_state, **BASES["adamw"]) == [[True] * 14] * 2
+
+
+@every_kind
+def test_master_weights_keep_small_steps_and_follow_edits(pool, kind):
+    options = {"lr": 1e-3, "dtype": torch.bfloat16}
+    expected = cases.masters("alone", **options)
+    for rank in pool.run(cases.masters, kind, **options):
+        for rounded, parameter in zip(rank["rounded"], rank["parameters"], strict=True):
+            assert_bitwise_equal(rounded, parameter)
+        steps = [moved - start for moved, start in zip(rank["moved"], rank["start"], strict=True)]
+        assert sum(step.abs().max().item() > 0 for step in steps) == 6  # all but the unused one
+        for step, moved, start in zip(steps, expected["moved"], expected["start"], strict=True):
+            # Gradients of bfloat16: a handful of roundings of 2^-9, before and after the means of 4 + 4 terms.
+            assert_within(step, moved - start, 16 * 2.0**-9 * (moved - start).abs().max())
+
+
+def test_random_rounding_is_equal_on_copies_and_not_on_shards(pool):
+    assert len({tuple(seeds) for seeds in pool.run(cases.seeds, "ddp")}) == 1
+    assert len({tuple(seeds) for seeds in pool.run(cases.seeds, "copied")}) == 1
+    one, other = pool.run(cases.seeds, "fsdp")
+    assert len({*one, *other}) == 14
+
+
+# Groups, and what is refused
+
+
+def test_a_group_of_one_exchanges_nothing(pool):
+    for rank in pool.run(cases.alone_in_its_group):
+        assert rank["collectives"] == []
+        assert rank["error"] <= 1e-15
+
+
+@pytest.mark.parametrize(("kind", "options", "expected"), [
+    ("ddp", {"gram_during_backward": True}, "ValueError: gram_during_backward = True: .* over 2 ranks; leave it out"),
+    ("fsdp", {"gram_during_backward": True}, "ValueError: gram_during_backward = True: .* over 2 ranks; leave it out"),
+    ("views", {}, "RuntimeError: .* was replaced inside task 'retain'; .* gradient_as_bucket_view=True"),
+    ("first", {}, "ValueError: params: a parameter of shape .* is in FullyShardedDataParallel, .*; use FSDP2"),
+    ("first, original", {}, "ValueError: params: a parameter of shape .* is in FullyShardedDataParallel, .*; use FSDP2"),
+    ("strided", {}, r"ValueError: params: the shard of a parameter of shape \(4, 5\) has strides \(1, 2\); shard it along"),
+    ("fsdp", {"move": True}, "RuntimeError: a parameter of shape .* was moved or replaced after the optimizer was first"),
+    ("fsdp", {"group": True}, "ValueError: process_group: a parameter is on a mesh of 2 ranks and the group has 1; pass"),
+])  # fmt: skip
+def test_what_cannot_be_right_is_refused(pool, kind, options, expected):
+    for text in pool.run(cases.message, kind, **options):
+        assert re.match(expected, text)
+        assert "\n" not in text
+
+
+@pytest.mark.parametrize(("kind", "version", "reason"), [
+    ("DEEPSPEED", 2, "DeepSpeed steps inside backward"), ("MEGATRON_LM", 2, "Megatron-LM"), ("FSDP", 1, "fsdp_version = 1"),
+    ("FSDP", 2, None), ("MULTI_GPU", 1, None), ("MULTI_CPU", 1, None), ("NO", 1, None),
+])  # fmt: skip
+def test_engines_that_keep_their_gradients_are_refused(kind, version, reason):
+    accelerator = SimpleNamespace(distributed_type=DistributedType(kind), is_fsdp2=kind == "FSDP" and version == 2)
+    if reason is None:
+        refuse_deepspeed(accelerator)
+    else:
+        with pytest.raises(ValueError, match=rf"^accelerate: {reason}.*; use FSDP2 \(fsdp_version: 2\) or DDP$"):
+            refuse_deepspeed(accelerator)
