@@ -30,7 +30,7 @@ class Trust:
 NONE = Trust()
 
 
-def load_config(source: str | Path, trust: Trust = NONE) -> Any:
+def load_config(source: str | Path, trust: Trust = NONE, option: str = "--model") -> Any:
     """The configuration of a model.
 
     Raises:
@@ -38,11 +38,11 @@ def load_config(source: str | Path, trust: Trust = NONE) -> Any:
     """
     from transformers import AutoConfig
 
-    with _loading(source):
+    with _loading(source, option):
         return AutoConfig.from_pretrained(source, trust_remote_code=trust.code)
 
 
-def load_tokenizer(source: str | Path, trust: Trust = NONE) -> Any:
+def load_tokenizer(source: str | Path, trust: Trust = NONE, option: str = "--model") -> Any:
     """The tokenizer of a hub id or folder.
 
     Raises:
@@ -50,7 +50,7 @@ def load_tokenizer(source: str | Path, trust: Trust = NONE) -> Any:
     """
     from transformers import AutoTokenizer
 
-    with _loading(source):
+    with _loading(source, option):
         return AutoTokenizer.from_pretrained(source, trust_remote_code=trust.code)
 
 
@@ -81,7 +81,7 @@ def check_pretrained(source: str, tokenizer: Any, trust: Trust = NONE) -> None:
     check_embeds(source, model.get_input_embeddings().weight.shape[0], tokenizer)
 
 
-def check_embeds(source: str, rows: int, tokenizer: Any) -> None:
+def check_embeds(source: str, rows: int, tokenizer: Any, option: str = "--model") -> None:
     """Whether a model that embeds ids up to `rows` belongs to a tokenizer.
 
     Raises:
@@ -89,7 +89,7 @@ def check_embeds(source: str, rows: int, tokenizer: Any) -> None:
     """
     if len(tokenizer) > rows:
         raise UserError(
-            f"--model: the tokenizer of {source!r} has {len(tokenizer)} tokens and the model embeds {rows}; "
+            f"{option}: the tokenizer of {source!r} has {len(tokenizer)} tokens and the model embeds {rows}; "
             "give a model and tokenizer that belong together"
         )
 

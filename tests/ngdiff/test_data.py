@@ -21,6 +21,7 @@ CHATML = (
     "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"
     + "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
 )
+CHANGED = "(m.content if loop.last or m.role {} 'user' else 'cut')"
 TALK = [("user", "Who?"), ("assistant", "Me."), ("user", "Where?"), ("assistant", "Here, <b>now</b>.")]
 QA = [{"question": "Who?", "answer": "Me."}, {"question": "Where, and why?", "answer": 'In "Rome",\nnot Paris.'}]
 KINDS = {
@@ -311,6 +312,14 @@ def test_a_generation_prompt_that_the_answer_does_not_begin_with(own: Any) -> No
         (
             CHATML.replace("{{ m.content }}", "{{ m.content if loop.last else 'cut' }}"),
             "here: the chat template writes turn 2",
+        ),
+        (
+            CHATML.replace("m.content", CHANGED.format("==")),
+            "writes turn 2 in another way",
+        ),
+        (
+            CHATML.replace("m.content", CHANGED.format("!=")),
+            "writes turn 2 in another way",
         ),
         ("{{ raise_exception('no\\nsystem') }}", "here: the chat template refuses the messages"),
     ],
