@@ -196,10 +196,10 @@ def test_folders_that_cannot_be_written(called: Called, tmp_path: Path) -> None:
     refused(called("evaluate", out=tmp_path / "file" / "new"), "--out: '.*new' cannot be made")
 
 
-def test_an_error_that_quotes_a_terminal_escape(called: Called, tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text(json.dumps({"text": ["\x1b[31m\n"]}))
-    result = called("evaluate", forget=tmp_path / "bad.jsonl")
-    refused(result, r"bad.jsonl:1: field 'text' must be a text")
+def test_an_error_that_names_a_file_with_a_terminal_escape(called: Called, tmp_path: Path) -> None:
+    (tmp_path / "bad\x1b[31m.jsonl").write_text(json.dumps({"text": ["\x1b[31m\n"]}))
+    result = called("evaluate", forget=tmp_path / "bad\x1b[31m.jsonl")
+    refused(result, r"bad\\x1b\[31m.jsonl:1: field 'text' must be a text")
     assert not acts_on_a_terminal(result[2])
 
 
