@@ -99,6 +99,15 @@ class StoppingCriteria:
         model.load_state_dict(weights)
         self.fired = OVER_BUDGET
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on as if uninterrupted."""
+        return {"fired": self.fired, "restored": self.restored, "checks": list(self.checks), "best": self._best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self.fired, self.restored, self._best = state["fired"], state["restored"], state["best"]
+        self.checks = list(state["checks"])
+
     def summary(self, steps: int) -> dict[str, Any]:
         """What a report says of the end of a run of `steps` steps."""
         return {"reason": self.fired or STEPS, "steps": steps, "restored_step": self.restored}

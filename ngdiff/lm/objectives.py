@@ -1,7 +1,7 @@
 """The library's objectives on rows of a language model: what each needs of the rows and of the model before unlearning."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -48,6 +48,65 @@ class Objective:
     def activations(self) -> bool:
         """Whether it reads activations in the place of logits."""
         return self.loss in (_rmu, _activation_distance)
+
+    def quantity(self, model: Any) -> str:
+        """What it reads of the model before unlearning, with all that this depends on beside model and row."""
+        return f"activations of layer {layer(model)}" if self.activations else f"{self.reference} of scored tokens"
+
+    def weight(self, labels: Tensor) -> Tensor:
+        """What a part of a batch counts in the mean over all of it: scored tokens or rows, shape ()."""
+        return (labels[:, 1:] != IGNORE).sum() if self.mean == "tokens" else labels.new_tensor(labels.shape[0])
+
+    def forward(self, model: Any, batch: Mapping[str, Tensor], depth: int = 0) -> Output:
+        """One pass.
+
+        Args:
+            model: of transformers, wrapped or not.
+            batch: its inputs, with labels.
+            depth: number of the layer whose activations are read, where they are.
+        """
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        out = model(**inputs, use_cache=False, output_hidden_states=self.activations)
+        # hidden_states[0] are the embeddings.
+        deep = out.hidden_states[depth + 1] if self.activations else None
+        return Output(out.logits, deep, batch["labels"])
+
+    def quantities(self, out: Output) -> list[Tensor]:
+        """What it reads of the model before unlearning, one tensor a row: of the scored tokens alone, for the rest would be
+        padding and prompts.
+        """
+        if self.reference == "answer_log_probs":
+            return list(objectives.answer_log_probs(out.logits, out.labels))
+        values, mask = _where(out)
+        return [value[kept].float() for value, kept in zip(values, mask, strict=True)]
+
+    def padded(self, values: Sequence[Tensor], out: Output) -> Tensor:
+        """`quantities` back in the shape of a batch, with zeros where nothing is scored."""
+        if self.reference == "answer_log_probs":
+            return torch.stack(list(values)).to(out.labels.device)
+        like, mask = _where(out)
+        result = torch.zeros(like.shape, device=like.device)
+        result[mask] = torch.cat(list(values)).to(like.device)
+        return result
+
+    def value(self, outputs: Mapping[str, Output], references: Mapping[str, Tensor], u: Tensor | None = None) -> Tensor:
+        """The loss, shape ().
+
+        Args:
+            outputs: of the passes over the texts that it reads, "answer" and "refusal".
+            references: of the same texts, padded; empty where it reads none.
+            u: direction of RMU, shape (hidden,).
+        """
+        pairs = [(found.get("answer"), found.get("refusal")) for found in (outputs, references)]
+        return self.loss(*pairs[0], *pairs[1], u)
+
+
+def _where(out: Output) -> tuple[Tensor, Tensor]:
+    """The positions that an objective reads: of activations those of the tokens, of logits those that predict them."""
+    scored = out.labels != IGNORE
+    if out.activations is not None:
+        return out.activations, scored
+    return out.logits, torch.nn.functional.pad(scored[:, 1:], (0, 1))
 
 
 def _plain(objective: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
@@ -155,55 +214,26 @@ class TaskLoss:
 
     def _loss(self, numbers: Sequence[int], exact: bool = False) -> Tensor:
         out = {name: self._forward([rows[i] for i in numbers], exact) for name, rows in self.texts.items()}
-        before = {name: self._padded([values[i] for i in numbers], out[name]) for name, values in self.references.items()}
-        pairs = [(found.get("answer"), found.get("refusal")) for found in (out, before)]
-        return self.objective.loss(*pairs[0], *pairs[1], self.u)
+        before = {
+            name: self.objective.padded([values[i] for i in numbers], out[name]) for name, values in self.references.items()
+        }
+        return self.objective.value(out, before, self.u)
 
     def _forward(self, rows: Sequence[Example], exact: bool = False) -> Output:
         batch = collate(rows, self.pad, self.model.device)
-        labels = batch.pop("labels")
-        deep = self.objective.activations
         with nullcontext() if exact else autocast(self.model.device):
-            out = self.model(**batch, use_cache=False, output_hidden_states=deep)
-        # hidden_states[0] are the embeddings.
-        return Output(out.logits, out.hidden_states[layer(self.model) + 1] if deep else None, labels)
+            return self.objective.forward(self.model, batch, layer(self.model))
 
     def _computed(self, rows: Sequence[Example], cache: ReferenceCache) -> References:
-        quantity = self.objective.reference
-        name = f"activations of layer {layer(self.model)}" if quantity == "activations" else f"{quantity} of scored tokens"
-
         def compute(missing: list[int]) -> Iterator[tuple[int, Tensor]]:
             training = self.model.training
             self.model.eval()
             for part in length_sorted([len(rows[i].ids) for i in missing], batch_tokens(self.model.device)):
                 numbers = [missing[k] for k in part]
-                yield from zip(numbers, self._quantities(self._forward([rows[i] for i in numbers])), strict=True)
+                yield from zip(numbers, self.objective.quantities(self._forward([rows[i] for i in numbers])), strict=True)
             self.model.train(training)
 
-        return cache.get(name, [(row.ids, row.labels) for row in rows], compute)
-
-    def _quantities(self, out: Output) -> list[Tensor]:
-        """What the objective reads, one tensor a row: of the scored tokens alone, for the rest would be padding and prompts."""
-        if self.objective.reference == "answer_log_probs":
-            return list(objectives.answer_log_probs(out.logits, out.labels))
-        values, mask = self._where(out)
-        return [value[kept].float() for value, kept in zip(values, mask, strict=True)]
-
-    def _padded(self, values: Sequence[Tensor], out: Output) -> Tensor:
-        """Back in the shape of a batch, with zeros where nothing is scored."""
-        if self.objective.reference == "answer_log_probs":
-            return torch.stack(list(values)).to(out.labels.device)
-        like, mask = self._where(out)
-        result = torch.zeros(like.shape, device=like.device)
-        result[mask] = torch.cat(list(values)).to(like.device)
-        return result
-
-    def _where(self, out: Output) -> tuple[Tensor, Tensor]:
-        """The positions that the objective reads: of activations those of the tokens, of logits those that predict them."""
-        scored = out.labels != IGNORE
-        if out.activations is not None:
-            return out.activations, scored
-        return out.logits, torch.nn.functional.pad(scored[:, 1:], (0, 1))
+        return cache.get(self.objective.quantity(self.model), [(row.ids, row.labels) for row in rows], compute)
 
 
 def layer(model: Any) -> int:

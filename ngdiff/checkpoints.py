@@ -1,0 +1,151 @@
+"""Checkpoints that are whole or absent, with hashes that prove it; and the lock of the folder that holds them."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ngdiff.files import read_json, sync, write_json
+
+SEAL = "sha256.json"  # of every file of a checkpoint, written last
+LOCK = ".lock"
+PREFIX = "checkpoint-"
+STAGING = ".saving"  # where the next checkpoint is written; a killed run may leave one, which the next run removes
+
+
+class CheckpointError(RuntimeError):
+    """One line: which checkpoint, what is wrong with it, the remedy."""
+
+
+def seal(folder: Path) -> None:
+    """Write down the hash of every file of a checkpoint, and wait until all of it is on disk."""
+    files = _files(folder)
+    write_json(folder / SEAL, {path.relative_to(folder).as_posix(): _sha256(path) for path in files})
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a sealed checkpoint: the first file that is not what was written, or None."""
+    try:
+        sealed = read_json(folder / SEAL)
+    except (OSError, ValueError):
+        return f"{SEAL} is missing or damaged"
+    for name, expected in sealed.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _sha256(path) != expected:
+            return f"{name} is not what was written"
+    return None
+
+
+def saved(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.is_dir() and _step(path) is not None]
+    return sorted(found, key=lambda path: _step(path) or 0)
+
+
+def newest(folder: Path, on_damage: Callable[[str], None] = lambda message: None) -> Path | None:
+    """The newest whole checkpoint in a folder, or None.
+
+    Args:
+        folder: of the run.
+        on_damage: called with one line for each newer checkpoint that is damaged.
+    """
+    for path in reversed(saved(folder)):
+        wrong = damage(path)
+        if wrong is None:
+            return path
+        on_damage(f"{path}: {wrong}; the checkpoint before it is used")
+    return None
+
+
+def check(folder: Path) -> None:
+    """Refuse a damaged checkpoint.
+
+    Raises:
+        CheckpointError: it is not there, or a file of it is not what was written.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such checkpoint; give the folder of one, or True for the newest")
+    if wrong := damage(folder):
+        raise CheckpointError(f"{folder}: {wrong}; resume from another checkpoint, or with True from the newest whole one")
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Seal a checkpoint and give it its name, which it gets only when everything is on disk."""
+    seal(staged)
+    if final.is_dir() and damage(final) is None:  # a resumed run has come by the same step again, to equal weights
+        shutil.rmtree(staged)
+        return
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(staged, final)
+    sync(final.parent)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def rotate(folder: Path, limit: int | None, keep: Path | None = None) -> None:
+    """Remove the oldest checkpoints until at most `limit` are left, `keep` not counted among those to remove.
+
+    Each one first loses its seal, so that a half-removed one is not taken for a whole one.
+    """
+    if limit is None or limit <= 0:
+        return
+    found = [path for path in saved(folder) if keep is None or path.resolve() != keep.resolve()]
+    spare = len(found) + (keep is not None) - limit
+    for path in found[: max(0, min(spare, len(found) - 1))]:  # never the newest: it is what a killed run goes on from
+        (path / SEAL).unlink(missing_ok=True)
+        shutil.rmtree(path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for one run. The system lets go of it with the process, however that ends.
+
+    Raises:
+        CheckpointError: another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        _lock(file.fileno(), folder)
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid()}))
+        file.flush()
+        shutil.rmtree(folder / STAGING, ignore_errors=True)
+        yield
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = ""
+        with suppress(OSError, ValueError, KeyError):
+            holder = f" (process {read_json(folder / LOCK)['pid']})"
+        raise CheckpointError(f"{folder}: another run{holder} writes there; wait for it or give another folder") from None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+
+
+def _step(path: Path) -> int | None:
+    number = path.name.removeprefix(PREFIX)
+    return int(number) if number.isascii() and number.isdigit() else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

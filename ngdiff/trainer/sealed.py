@@ -1,0 +1,93 @@
+"""A Trainer whose runs survive: one run a folder, and checkpoints that are whole, proved so, or absent."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+from transformers.utils import logging
+
+from ngdiff import checkpoints
+from ngdiff.checkpoints import CheckpointError
+
+logger = logging.get_logger(__name__)
+TRAINER_STATE = "trainer_state.json"
+
+
+class SealedTrainer(Trainer):
+    """Trainer with a lock on its output folder, and checkpoints that appear when all of them is on disk."""
+
+    _staged: Path | None = None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As Trainer's; the output folder is locked meanwhile.
+
+        Args:
+            resume_from_checkpoint: a checkpoint, which must be whole; or True for the newest whole one, and where there is
+                none for a start from the beginning.
+            kwargs: of Trainer.
+
+        Raises:
+            CheckpointError: another run holds the folder, a checkpoint is damaged, or one cannot be written.
+        """
+        with self._locked():
+            checkpoint = self._found(resume_from_checkpoint)
+            self.before_training(None if checkpoint is None else Path(checkpoint))
+            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def before_training(self, checkpoint: Path | None) -> None:
+        """For subclasses: called with the model as it was given, and the checkpoint that the run is about to go on from."""
+
+    def complete(self, checkpoint: Path) -> None:
+        """For subclasses: put files of their own into a checkpoint, before it is sealed."""
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        if not self.is_world_process_zero():
+            yield
+            return
+        with checkpoints.locked(Path(self.args.output_dir)):
+            yield
+
+    def _found(self, resume: str | bool | None) -> str | None:
+        if isinstance(resume, str | os.PathLike):
+            checkpoints.check(Path(resume))
+            return str(resume)
+        found = checkpoints.newest(Path(self.args.output_dir), logger.warning) if resume else None
+        if resume and found is None:
+            logger.warning(f"{self.args.output_dir}: no whole checkpoint; the run starts from the beginning")
+        return None if found is None else str(found)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staged or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Trainer's, into a hidden folder; it gets its name when all of it is on disk."""
+        run, name = Path(super()._get_output_dir(trial)), f"{checkpoints.PREFIX}{self.state.global_step}"
+        self._staged = run / checkpoints.STAGING
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each process has written its random state
+            if self.args.should_save:
+                self._publish(self._staged / name, run / name)
+        except Exception as error:  # of the system, torch or safetensors: they name a full disk in three ways
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise CheckpointError(
+                f"{run / name}: cannot be written ({reason}); make room and resume, the checkpoint before it is whole"
+            ) from error
+        finally:
+            if self.args.should_save:
+                checkpoints.discard(self._staged)
+            self._staged = None
+        self.accelerator.wait_for_everyone()
+
+    def _publish(self, staged: Path, final: Path) -> None:
+        if self.state.best_model_checkpoint == str(staged):
+            self.state.best_model_checkpoint = str(final)
+            self.state.save_to_json(str(staged / TRAINER_STATE))
+        self.complete(staged)
+        checkpoints.publish(staged, final)
+        best = self.state.best_model_checkpoint
+        checkpoints.rotate(final.parent, self.args.save_total_limit, Path(best) if best else None)
