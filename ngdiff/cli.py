@@ -38,6 +38,65 @@ def main_options(
 
 
 @app.command()
+def unlearn(
+    model: Annotated[str, typer.Option(help="Hub id or folder.")],
+    forget: Forget,
+    retain: Retain,
+    out: Annotated[Path, typer.Option(help="New folder for the unlearned model and what belongs to it.")],
+    rule: Annotated[str, typer.Option(help="How the two gradients are combined; see ngdiff rules.")] = "ngdiff",
+    forget_objective: Annotated[str, typer.Option(help="What is raised on the rows to forget; see ngdiff rules.")] = "satimp",
+    retain_objective: Annotated[str, typer.Option(help="What is lowered on the rows to keep: nll, kl or activations.")] = "nll",
+    base: Annotated[str, typer.Option(help="sgd, momentum or adamw.")] = "adamw",
+    lr: Annotated[str, typer.Option(help="auto, or a learning rate.")] = "auto",
+    epochs: Annotated[int, typer.Option(help="Passes over the rows to forget.")] = 5,
+    batch: Annotated[int, typer.Option(help="Rows of each task at once.")] = 8,
+    accumulate: Annotated[int, typer.Option(help="Such batches a step.")] = 1,
+    length: Length = None,
+    template: Template = "auto",
+    seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
+    stop_forget: Annotated[float | None, typer.Option(help="Stop where forget rows have at most this probability.")] = None,
+    retain_budget: Annotated[
+        float | None,
+        typer.Option(help="Stop where held-out retain rows lose more, in nats a token; the best weights are restored."),
+    ] = None,
+    held_out: Annotated[float, typer.Option(help="Share of the retain rows that no step sees; at most 256 rows.")] = 0.1,
+    lora: Annotated[int | None, typer.Option(help="Train adapters of this rank, e.g. 16, and merge them at the end.")] = None,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")
+    ] = False,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Weights of 16 bits, with float32 copies of those that are trained.")
+    ] = False,
+    refusal: Annotated[
+        str, typer.Option(help="What to say instead, for the objectives idk-nll and idk-dpo.")
+    ] = "I don't know.",
+    eval_rows: Annotated[int, typer.Option(help="Rows of each set for the figures before and after.")] = 64,
+    new_tokens: NewTokens = 200,
+    save_every: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints, from which the same command goes on when interrupted.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, and print what the run would need.")] = False,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustCode = False,
+) -> None:
+    """Make a model forget rows and keep others, and write it to a folder that AutoModelForCausalLM loads."""
+    command_line.quiet()
+    from ngdiff.command.inputs import Reading
+    from ngdiff.command.settings import Settings
+    from ngdiff.command.unlearn import Unlearning
+    from ngdiff.lm.loading import Trust
+
+    settings = Settings(
+        rule=rule, forget_objective=forget_objective, retain_objective=retain_objective, base=base, lr=lr, epochs=epochs,
+        batch=batch, accumulate=accumulate, seed=seed, stop_forget=stop_forget, retain_budget=retain_budget, held_out=held_out,
+        lora=lora, gradient_checkpointing=gradient_checkpointing, bf16=bf16, refusal=refusal, eval_rows=eval_rows,
+        new_tokens=new_tokens, save_every=save_every,
+    )  # fmt: skip
+    reading = Reading(template, length, Trust(allow_pickle, trust_remote_code))
+    Unlearning(model, forget, retain, out, settings, reading).run(Console(), dry_run)
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Option(help="Hub id or folder.")],
     forget: Forget,

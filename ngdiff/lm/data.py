@@ -70,6 +70,16 @@ class Data:
         """The source without the folders that it lies in."""
         return Path(self.source).name if Path(self.source).is_file() else self.source
 
+    def answered(self, text: str) -> "Data":
+        """The same rows with another text for whatever the assistant says.
+
+        Raises:
+            UserError: the rows are texts, which answer nothing.
+        """
+        if self.kind == TEXT:
+            raise UserError(f"{self.option}: rows of text have no question that could be refused; choose another objective")
+        return replace(self, rows=tuple(row.answered(text) for row in self.rows))
+
 
 @dataclass(frozen=True)
 class Encoded:

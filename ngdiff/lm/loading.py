@@ -109,11 +109,28 @@ def check_weights(source: str, trust: Trust = NONE, option: str = "--model") -> 
         raise UserError(_pickled(source, option))
 
 
-def identity(source: str) -> str:
-    """What tells one state of a pretrained model from another: the hub's commit, or a hash of the folder's files."""
+def build(config: Any, trust: Trust = NONE, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal language model of this shape, with new weights.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with _loading(config.name_or_path):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust.code, dtype=dtype)
+
+
+def identity(source: str, config: Any = None) -> str:
+    """What tells one state of a pretrained model from another: the hub's commit, or a hash of the folder's files.
+
+    Args:
+        source: hub id or folder.
+        config: of the model, if it was loaded.
+    """
     folder = Path(source)
     if not folder.is_dir():
-        return str(getattr(load_config(source).get_text_config(), "_commit_hash", None))
+        return str(getattr((config or load_config(source)).get_text_config(), "_commit_hash", None))
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         digest.update(path.name.encode() + b"\0")

@@ -5,79 +5,13 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from command import HOSTILE, SETS, Called, acts_on_a_terminal, refused
 
-from experiments.lm import models
-from experiments.tofu import synthetic
-from ngdiff import cli
 from ngdiff.lm import loading
-
-HOSTILE = "<script>alert(1)</script> \x1b[31m \x9b2J \u202e {{ 7 * 7 }} [bold]"
-SIZE = models.Size(hidden=64, layers=2, heads=4, intermediate=128, vocabulary=400)
-ROWS = [{"question": row["question"], "answer": row["answer"]} for row in synthetic.rows("forget01")[:16]]
-SETS = {"forget": ROWS[:4], "retain": ROWS[4:12], "holdout": ROWS[12:]}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has not learned anything, and rows, of which the first to forget is hostile."""
-    folder = tmp_path_factory.mktemp("inputs")
-    for name, rows in SETS.items():
-        hostile = [rows[0] | {"answer": rows[0]["answer"] + HOSTILE}, *rows[1:]] if name == "forget" else rows
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in hostile))
-    tokenizer = models.train_tokenizer([row["question"] + row["answer"] for row in ROWS], SIZE.vocabulary)
-    torch.manual_seed(0)
-    models.build_llama(SIZE, tokenizer).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    return folder
-
-
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[int, str, str]:
-    """Status, output and errors of one command line."""
-    monkeypatch.setattr(sys, "argv", ["ngdiff", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    captured = capsys.readouterr()
-    return int(exit_.value.code or 0), captured.out, captured.err
-
-
-def options(values: Mapping[str, object]) -> list[object]:
-    return [part for name, value in values.items() for part in (f"--{name}", value) if part is not True]
-
-
-class Called:
-    """`call` with the inputs of the folder, of which some may be replaced or left out with None."""
-
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-        self.folder, self.capsys, self.monkeypatch = folder, capsys, monkeypatch
-
-    def __call__(self, command: str, **changed: object) -> tuple[int, str, str]:
-        usual = {"model": self.folder / "model"} | {name: self.folder / f"{name}.jsonl" for name in ("forget", "retain")}
-        given = {name.replace("_", "-"): value for name, value in (usual | changed).items() if value is not None}
-        return call(self.capsys, self.monkeypatch, command, *options(given))
-
-
-@pytest.fixture
-def called(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Called:
-    return Called(folder, capsys, monkeypatch)
-
-
-def refused(result: tuple[int, str, str], message: str) -> None:
-    """One line on stderr, and nothing done."""
-    status, _, errors = result
-    assert (status, errors.count("\n")) == (2, 1), errors
-    assert errors.startswith("error: ")
-    assert re.search(message, errors), errors
-
-
-def acts_on_a_terminal(text: str) -> bool:
-    return any(not (c.isprintable() or c in "\n\t") for c in text)
-
 
 # What is quick
 
@@ -96,13 +30,11 @@ def test_quick_commands_import_nothing_heavy(argument: str, found: str) -> None:
     assert time.monotonic() - start < 20  # 2.5 s on an idle core, nearly all of them torch
 
 
-def test_every_rule_and_objective_has_its_line_and_paper(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_rule_and_objective_has_its_line_and_paper(called: Called) -> None:
     from ngdiff import rules
     from ngdiff.lm.objectives import FORGET, RETAIN
 
-    status, out, _ = call(capsys, monkeypatch, "rules")
+    status, out, _ = called.plain("rules")
     lines = [line for line in out.splitlines() if line.startswith("  ")]
     assert status == 0
     assert [line.split()[0].partition("[")[0] for line in lines] == [*rules.names(), *FORGET, *RETAIN]
@@ -154,14 +86,6 @@ def test_evaluation_is_that_of_the_rows(called: Called, folder: Path, tmp_path: 
 
 
 # What is refused, before a weight is read
-
-
-@pytest.fixture
-def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_: Any, **__: Any) -> None:
-        raise AssertionError("weights were read")
-
-    monkeypatch.setattr(loading, "load_model", load)
 
 
 @pytest.mark.usefixtures("no_weights")
