@@ -59,6 +59,7 @@ def unlearn(
         float | None,
         typer.Option(help="Stop where held-out retain rows lose more, in nats a token; the best weights are restored."),
     ] = None,
+    check_every: Annotated[int, typer.Option(help="Steps between two looks whether to stop.")] = 5,
     held_out: Annotated[float, typer.Option(help="Share of the retain rows that no step sees; at most 256 rows.")] = 0.1,
     lora: Annotated[int | None, typer.Option(help="Train adapters of this rank, e.g. 16, and merge them at the end.")] = None,
     gradient_checkpointing: Annotated[
@@ -88,9 +89,9 @@ def unlearn(
 
     settings = Settings(
         rule=rule, forget_objective=forget_objective, retain_objective=retain_objective, base=base, lr=lr, epochs=epochs,
-        batch=batch, accumulate=accumulate, seed=seed, stop_forget=stop_forget, retain_budget=retain_budget, held_out=held_out,
-        lora=lora, gradient_checkpointing=gradient_checkpointing, bf16=bf16, refusal=refusal, eval_rows=eval_rows,
-        new_tokens=new_tokens, save_every=save_every,
+        batch=batch, accumulate=accumulate, seed=seed, stop_forget=stop_forget, retain_budget=retain_budget,
+        check_every=check_every, held_out=held_out, lora=lora, gradient_checkpointing=gradient_checkpointing, bf16=bf16,
+        refusal=refusal, eval_rows=eval_rows, new_tokens=new_tokens, save_every=save_every,
     )  # fmt: skip
     reading = Reading(template, length, Trust(allow_pickle, trust_remote_code))
     Unlearning(model, forget, retain, out, settings, reading).run(Console(), dry_run)

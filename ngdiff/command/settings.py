@@ -34,6 +34,7 @@ class Settings:
         seed: of the order of rows, and of what else is random.
         stop_forget: stop where the mean probability of the answers to forget is at or below it.
         retain_budget: stop where the mean loss on held-out retain rows exceeds it, in nats a token; the best weights come back.
+        check_every: steps between two looks at these two.
         held_out: share of the retain rows that no step sees, for figures and the budget.
         lora: rank of adapters, which alone are trained and then merged; None trains all weights.
         gradient_checkpointing: compute activations twice and keep fewer.
@@ -55,6 +56,7 @@ class Settings:
     seed: int = 0
     stop_forget: float | None = None
     retain_budget: float | None = None
+    check_every: int = 5
     held_out: float = 0.1
     lora: int | None = None
     gradient_checkpointing: bool = False
@@ -88,7 +90,8 @@ class Settings:
     def _check_numbers(self) -> None:
         check_positive(
             epochs=self.epochs, batch=self.batch, accumulate=self.accumulate, lora=self.lora, eval_rows=self.eval_rows,
-            new_tokens=self.new_tokens, save_every=self.save_every, retain_budget=self.retain_budget,
+            new_tokens=self.new_tokens, save_every=self.save_every, check_every=self.check_every,
+            retain_budget=self.retain_budget,
         )  # fmt: skip
         _ = self.rate
         if not 0 <= self.seed < 2**32:

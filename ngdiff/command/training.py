@@ -79,6 +79,7 @@ def train(
             forget=settings.forget_objective,
             retain=settings.retain_objective,
             stopping=stopping,
+            check_every=settings.check_every,
             callbacks=[Steps()],
             **BASES[settings.base],
         )

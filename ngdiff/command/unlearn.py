@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -170,9 +171,10 @@ class Unlearning:
         from peft import LoraConfig, get_peft_model
 
         rank = self.settings.lora
-        return get_peft_model(
-            model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        )
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks the newest transformers by an old name
+            return get_peft_model(model, config)
 
     def _identity(self, found: Inputs) -> dict[str, Any]:
         """What tells this run from another."""
@@ -190,7 +192,7 @@ class Unlearning:
             model = loading.load_model(self.model, default_device(), self.reading.trust, self._dtype)
         before = self._figures(model, found, progress, "before")
         if self.settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            _checkpoint_activations(model)
         model = self._adapted(model)
         tokenizer = found.source.encoder.tokenizer
         with progress.task("unlearn") as on_step:
@@ -263,6 +265,11 @@ def _check_same(work: Path, identity: dict[str, Any]) -> None:
         same = False
     if not same:
         raise UserError(f"--out: {str(work)!r} holds an interrupted run with other settings or data; give those, or delete it")
+
+
+def _checkpoint_activations(model: Any) -> None:
+    newest = getattr(model, "activation_checkpointing_enable", None)  # the name before is deprecated where this one is known
+    (newest or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _public_name(model: str) -> str:
