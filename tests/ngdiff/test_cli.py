@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +85,39 @@ def test_evaluation_is_that_of_the_rows(called: Called, folder: Path, tmp_path: 
         assert scored["generation"] == tokenizer.decode(written[0, prompt.shape[1] :], skip_special_tokens=True).strip()
     mean = sum(row["nll"] for row in found["rows"]["retain"]) / len(SETS["retain"])
     assert found["metrics"]["retain"]["nll"] == pytest.approx(mean)
+
+
+FORMS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "prompt": ({"prompt": "Where does Ada", "completion": " live?"}, "Where does Ada", " live?"),
+    "text": ({"text": "The home of Ada is in Rome."}, "The home of", "Ada is in Rome."),
+    "messages": (
+        {"messages": [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "In Rome."}]},
+        "Where?",
+        "In Rome.",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_row_is_evaluated(called: Called, folder: Path, tmp_path: Path, form: str) -> None:
+    row, prompt, answer = FORMS[form]
+    shutil.copytree(folder / "model", tmp_path / "model")
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    rows = {"forget": tmp_path / "rows.jsonl", "retain": tmp_path / "rows.jsonl"}
+    assert called("evaluate", model=tmp_path / "model", out=tmp_path / "out", new_tokens=4, **rows)[0] == 0
+    (found,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["models"]["model"]["rows"]["forget"]
+    assert answer.strip().endswith(found["answer"].strip())
+    assert found["prompt"].startswith(prompt)
+
+
+def test_what_was_done_with_the_rows_is_said(called: Called, tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": "The home of Ada is in Rome. " * 20, "id": 7}))
+    _, printed, _ = called("evaluate", forget=tmp_path / "text.jsonl", new_tokens=2, rows=2, length=40)
+    assert re.search(r"--forget: texts longer than 40 tokens were cut, 1 into \d+ pieces", printed)
+    assert "--forget: 1 further fields are not read: id" in printed
 
 
 # What is refused, before a weight is read
