@@ -48,13 +48,15 @@ def unlearn(
     retain_objective: Annotated[str, typer.Option(help="What is lowered on the rows to keep: nll, kl or activations.")] = "nll",
     base: Annotated[str, typer.Option(help="sgd, momentum or adamw.")] = "adamw",
     lr: Annotated[str, typer.Option(help="auto, or a learning rate.")] = "auto",
-    epochs: Annotated[int, typer.Option(help="Passes over the rows to forget.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Passes over the rows to forget at most.")] = 20,
     batch: Annotated[int, typer.Option(help="Rows of each task at once.")] = 8,
     accumulate: Annotated[int, typer.Option(help="Such batches a step.")] = 1,
     length: Length = None,
     template: Template = "auto",
     seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
-    stop_forget: Annotated[float | None, typer.Option(help="Stop where forget rows have at most this probability.")] = None,
+    stop_forget: Annotated[
+        float, typer.Option(help="Stop where forget rows have at most this probability; 0 never does.")
+    ] = 0.1,
     retain_budget: Annotated[
         float | None,
         typer.Option(help="Stop where held-out retain rows lose more, in nats a token; the best weights are restored."),

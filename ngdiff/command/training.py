@@ -65,7 +65,7 @@ def train(
             on_step(state.global_step, state.max_steps)
 
     stopping = StoppingCriteria(settings.stop_forget, settings.retain_budget)
-    with _explained():
+    with _explained(ValueError):  # of arguments, whose messages say what to give
         trainer = NGDiffTrainer(
             model,
             arguments(settings, folder, torch.cuda.is_available()),
@@ -83,7 +83,8 @@ def train(
             callbacks=[Steps()],
             **BASES[settings.base],
         )
-        trainer.remove_callback(PrinterCallback)  # our progress is shown in its place
+    trainer.remove_callback(PrinterCallback)  # our progress is shown in its place
+    with _explained():
         trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
     logs = [_finite(record) for record in trainer.state.log_history if "retain_loss" in record]
     return Trained(logs, stopping.summary(trainer.state.global_step))
@@ -118,8 +119,9 @@ def _finite(record: Mapping[str, float]) -> dict[str, float | None]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """What the user can mend, in one line."""
+def _explained(*more: type[Exception]) -> Iterator[None]:
+    """What the user can mend, in one line. Of `more`, every message is one."""
+    plain: tuple[type[Exception], ...] = (CheckpointError, *more)
     try:
         yield
     except torch.OutOfMemoryError:
@@ -127,7 +129,7 @@ def _explained() -> Iterator[None]:
             "training does not fit into memory; give a smaller --batch with --accumulate, or --gradient-checkpointing, or "
             "--bf16, or --lora"
         ) from None
-    except CheckpointError as error:
+    except plain as error:
         raise UserError(str(error)) from None
     except RuntimeError as error:
         if "were not finite" not in str(error):

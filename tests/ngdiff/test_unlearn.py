@@ -18,7 +18,7 @@ from ngdiff.lm.loading import load_model
 from ngdiff.lm.scoring import answer_nll
 from ngdiff.objectives import IGNORE
 
-QUICK = {"new_tokens": 4, "eval_rows": 4}
+QUICK = {"new_tokens": 4, "eval_rows": 4, "stop_forget": 0}
 PAPERS = ("README.md", "manifest.json", "metrics.jsonl", "report.html")
 
 
@@ -36,7 +36,7 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 def test_a_model_forgets_and_says_how(called: Called, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "forgot"
-    status, printed, errors = called("unlearn", out=out, stop_forget=0.2, epochs=40, batch=4, **QUICK)
+    status, printed, errors = called("unlearn", out=out, epochs=40, batch=4, **QUICK | {"stop_forget": 0.2})
     assert (status, errors) == (0, "")
     assert not acts_on_a_terminal(printed)
     manifest = manifest_of(out)
@@ -45,7 +45,7 @@ def test_a_model_forgets_and_says_how(called: Called, folder: Path, tmp_path: Pa
     assert manifest["before"]["forget"]["probability"] > 0.9
     assert manifest["after"]["forget"]["probability"] <= 0.2
     assert probability(out, SETS["retain"]) > 2 * manifest["after"]["forget"]["probability"]
-    # It stopped when it had, at a check every 10 steps.
+    # It stopped when it had.
     steps = manifest["stopping"]["steps"]
     assert manifest["stopping"]["reason"].startswith("forget probability")
     assert steps < 40
@@ -78,7 +78,7 @@ def test_the_papers_name_the_data_and_hold_none_of_it(called: Called, folder: Pa
 def test_adapters_are_merged(called: Called, folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     out = tmp_path / "out"
-    assert called("unlearn", out=out, lora=4, epochs=30, batch=4, stop_forget=0.5, **QUICK)[0] == 0
+    assert called("unlearn", out=out, lora=4, epochs=30, batch=4, **QUICK | {"stop_forget": 0.5})[0] == 0
     assert not list(out.glob("adapter*"))
     before, after = (load_model(path, torch.device("cpu")).state_dict() for path in (folder / "model", out))
     assert before.keys() == after.keys()
@@ -188,6 +188,24 @@ def test_without_checkpoints_an_interrupted_run_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "error: training does not fit into memory; give a smaller --batch"),
+        (RuntimeError("step 12: gradients or losses were not finite for 10 steps in a row"), "error: step 12: gradients"),
+    ],
+)
+def test_training_that_fails_is_one_line(
+    called: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("ngdiff.trainer.NGDiffTrainer.train", fail)
+    refused(called("unlearn", out=tmp_path / "out", **QUICK), message)
+    assert list(tmp_path.iterdir()) == []
+
+
 # What is refused, or only estimated
 
 
@@ -237,7 +255,7 @@ def test_unlearn_refuses(called: Called, tmp_path: Path, changed: dict[str, Any]
     (tmp_path / "text.jsonl").write_text('{"text": "A story."}')
     files = {"same": called.folder / "forget.jsonl", "one": tmp_path / "one.jsonl", "text": tmp_path / "text.jsonl"}
     changed = {name: files.get(value, value) if name in ("retain", "forget") else value for name, value in changed.items()}
-    refused(called("unlearn", **({"out": tmp_path / "out"} | changed)), message)
+    refused(called("unlearn", **{"out": tmp_path / "out"} | changed), message)
     assert not (tmp_path / "out").exists()
 
 
