@@ -1,31 +1,15 @@
 """What a result was made with."""
 
-import platform
-import resource
 import subprocess
-import sys
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import ngdiff
+from ngdiff.machine import describe_device, peak_memory_mib, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "rouge-score", "scipy", "numpy", "gen-optim", "lm-eval")
-
-
-def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str | None]:
-    """Versions of Python, of the project and of the packages that results depend on; None if absent."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "ngdiff": ngdiff.__version__}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def commit() -> str | None:
@@ -38,36 +22,11 @@ def commit() -> str | None:
         return None
 
 
-def describe_device(device: torch.device) -> str:
-    """Name of the processor, with the number of threads or the memory."""
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-    return f"{_processor()}, {torch.get_num_threads()} threads"
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Largest memory so far, in MiB: of the GPU's tensors, or of the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    # Linux counts in KiB, macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def manifest(device: torch.device, **entries: Any) -> dict[str, Any]:
     """The common entries, then those of the run."""
-    common = {"project": "ngdiff", "commit": commit(), "versions": versions(), "device": describe_device(device)}
+    common = {"project": "ngdiff", "commit": commit(), "versions": versions(PACKAGES), "device": describe_device(device)}
     return common | entries | {"peak_memory_mib": round(peak_memory_mib(device))}
 
 
 def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

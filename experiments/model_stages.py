@@ -15,11 +15,13 @@ from experiments.lm.methods import Method
 from experiments.lm.monitor import Monitor
 from experiments.lm.training import Schedule, finetune
 from experiments.lm.unlearning import Rows, Timing, unlearn
-from experiments.progress import Progress
 from experiments.stages import Stages, code_hash, json_hash
 from ngdiff import ReferenceCache, StoppingCriteria
 from ngdiff.files import read_json, write_json, write_text
+from ngdiff.lm import loading
 from ngdiff.lm.encoding import Example
+from ngdiff.machine import versions
+from ngdiff.progress import Progress
 
 KEPT = "kept"  # folder, inside of an unlearned model's, of the state that the monitor kept
 
@@ -64,7 +66,12 @@ class ModelStages:
     def __init__(
         self, root: Path, inputs: Mapping[str, Any], tokenizer: Any, device: torch.device, seed: int, progress: Progress
     ):
-        common = {"code": code_hash(manifest.ROOT), "versions": manifest.versions(), "device": device.type, "seed": seed}
+        common = {
+            "code": code_hash(manifest.ROOT),
+            "versions": versions(manifest.PACKAGES),
+            "device": device.type,
+            "seed": seed,
+        }
         self.stages = Stages(root / "stages", common | dict(inputs))
         self.references = root / "reference" / json_hash(self.stages.common)[:16]  # other code may compute other values
         self.tokenizer, self.device, self.seed, self.progress = tokenizer, device, seed, progress
@@ -93,7 +100,7 @@ class ModelStages:
         """
 
         def compute(folder: Path) -> None:
-            model = models.load_model(start, self.device)
+            model = loading.load_model(start, self.device, models.PUBLISHED)
             generator = torch.Generator().manual_seed(seed_of(self.seed, "finetune"))
             torch.manual_seed(seed_of(self.seed, name))  # dropout, in models that have it
             with self.progress.task(name) as on_step:
@@ -126,7 +133,7 @@ class ModelStages:
         """
 
         def compute(folder: Path) -> None:
-            model = models.load_model(start, self.device)
+            model = loading.load_model(start, self.device, models.PUBLISHED)
             generator = torch.Generator().manual_seed(seed_of(self.seed, "unlearn"))  # equal batches for every method
             torch.manual_seed(seed_of(self.seed, "unlearn"))
             cache = ReferenceCache(self.references, model) if method.needs_reference else None

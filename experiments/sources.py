@@ -3,22 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ngdiff.errors import UserError
+from ngdiff.lm.sources import RawRow, parse_object
 
 HUB = "hub"
 SYNTHETIC = "synthetic"
-
-
-@dataclass(frozen=True)
-class RawRow:
-    """One unchecked row and where it stands, for messages."""
-
-    fields: dict[str, Any]
-    place: str
 
 
 def json_lines(path: Path, hub_id: str) -> list[RawRow]:
@@ -39,7 +31,7 @@ def json_lines(path: Path, hub_id: str) -> list[RawRow]:
         raise UserError(f"{path}: not readable as UTF-8 ({error}); copy it again from the dataset {hub_id}") from None
     # Not splitlines(): answers may contain U+2028 and the like, which are no line ends in JSON lines.
     lines = enumerate(text.split("\n"), 1)
-    return [RawRow(_parse(line, f"{path}:{number}"), f"{path}:{number}") for number, line in lines if line.strip()]
+    return [RawRow(parse_object(line, f"{path}:{number}"), f"{path}:{number}") for number, line in lines if line.strip()]
 
 
 def hub_rows(hub_id: str, config: str, split: str) -> list[RawRow]:
@@ -64,28 +56,6 @@ def hub_rows(hub_id: str, config: str, split: str) -> list[RawRow]:
     return [RawRow(dict(row), f"{hub_id}/{name}, row {i}") for i, row in enumerate(dataset)]
 
 
-def text_field(raw: RawRow, name: str) -> str:
-    """A field that holds a text."""
-    return checked(raw, name, raw.fields.get(name))
-
-
-def checked(raw: RawRow, name: str, value: Any) -> str:
-    """The value, found in the field `name`, if it is a text that can be tokenised and is not blank.
-
-    Raises:
-        UserError: it is not; the message names the place, the value and the remedy.
-    """
-    if name not in raw.fields:
-        raise UserError(f"{raw.place}: field {name!r} is missing, found {', '.join(map(repr, raw.fields))}; repair the row")
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{raw.place}: field {name!r} must be a text that is not empty, found {value!r:.60}; repair the row")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{raw.place}: field {name!r} holds a lone surrogate, found {value!a:.60}; repair the row") from None
-    return value
-
-
 def content_hash(rows: list[RawRow]) -> str:
     """SHA-256 of the rows' fields, the same for every source that holds the same rows."""
     return text_hash(json.dumps(row.fields, sort_keys=True, ensure_ascii=True) for row in rows)
@@ -94,13 +64,3 @@ def content_hash(rows: list[RawRow]) -> str:
 def text_hash(lines: Iterable[str]) -> str:
     """SHA-256 of lines of text."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _parse(line: str, place: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: not JSON ({error}), found {line[:40]!r}; each line must be one object") from None
-    if not isinstance(fields, dict):
-        raise UserError(f"{place}: found {line[:40]!r}; each line must be one JSON object")
-    return fields

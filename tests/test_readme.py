@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 
 from experiments.lm import models
+from ngdiff import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,6 +49,17 @@ def test_table_of_claims_is_that_of_the_report() -> None:
         assert statement == verdict["text"]["In short"].replace("|", "\\|")
         assert (steps, counterexamples) == (str(len(verdict["symbolic"]) or "-"), str(len(verdict["counterexamples"]) or "-"))
         assert not theirs or ratio == f"{verdict['worst_ratio']:.3g}"
+
+
+def test_every_option_of_ngdiff_exists() -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    called = re.findall(r"^    ngdiff (\w+)(.*)$", README, re.MULTILINE)
+    assert {command for command, _ in called} == {"unlearn", "evaluate"}
+    for command, arguments in called:
+        known = {option for parameter in commands[command].params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", arguments)) <= known
+    everywhere = {option for command in commands.values() for parameter in command.params for option in parameter.opts}
+    assert {"--lora", "--bf16", "--save-every", "--holdout"} <= everywhere
 
 
 def test_every_make_target_exists() -> None:

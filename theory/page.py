@@ -8,8 +8,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from experiments.manifest import commit, versions
+from experiments.manifest import commit
 from ngdiff.files import write_json, write_text
+from ngdiff.machine import versions
 
 Verdict = dict[str, Any]  # as made by `theory.claim.Verdict.as_dict`, or for the language model by `theory.examination.model`
 HEADERS = ("claim", "statement", "source", "symbolic", "examples", "worst ratio", "counterexamples", "verdict")

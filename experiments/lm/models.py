@@ -1,19 +1,18 @@
 """Language models: small Llamas from scratch, with a tokenizer of their own, or pretrained ones."""
 
-import hashlib
 import math
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ngdiff.errors import UserError
+from ngdiff.lm.loading import Trust, load_config
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+
+# Some of the benchmarks' published models have no safetensors. torch reads their files as tensors and nothing else.
+PUBLISHED = Trust(pickle=True)
 
 
 @dataclass(frozen=True)
@@ -80,54 +79,6 @@ def build_llama(size: Size, tokenizer: Any) -> Any:
     return LlamaForCausalLM(config)
 
 
-def load_tokenizer(source: str | Path) -> Any:
-    """The tokenizer of a hub id or folder.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    with _loading(source):
-        return AutoTokenizer.from_pretrained(source)
-
-
-def check_pretrained(source: str, tokenizer: Any) -> None:
-    """Load a model once, in its own dtype, to find out before anything is written that it can be used.
-
-    Raises:
-        UserError: it cannot be loaded, lacks weights that would stay random, or does not embed all of the tokenizer's ids.
-    """
-    from transformers import AutoModelForCausalLM
-
-    with _loading(source):
-        model, info = AutoModelForCausalLM.from_pretrained(source, dtype="auto", output_loading_info=True)
-    if info["missing_keys"]:
-        raise UserError(
-            f"--model: {source!r} lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}; "
-            "give a complete checkpoint of a causal language model"
-        )
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise UserError(
-            f"--model: the tokenizer of {source!r} has {len(tokenizer)} tokens and the model embeds {rows}; "
-            "give a model and tokenizer that belong together"
-        )
-
-
-def identity(source: str) -> str:
-    """What tells one state of a pretrained model from another: the hub's commit, or a hash of the folder's files."""
-    folder = Path(source)
-    if not folder.is_dir():
-        return str(getattr(_config(source), "_commit_hash", None))
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        digest.update(path.name.encode() + b"\0")
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
 def positions(source: str | None, size: str) -> int:
     """How many tokens a row may have: of the pretrained model, or of the size trained from scratch."""
     if source is None:
@@ -144,21 +95,6 @@ def holds_several_documents(source: str | None) -> bool:
     return source is None or _config(source).model_type not in _ONE_DOCUMENT_A_ROW
 
 
-def load_model(source: str | Path, device: torch.device) -> Any:
-    """A causal language model with float32 weights on `device`, in evaluation mode.
-
-    float32, because an update of size lr d is lost in the rounding of bfloat16 weights; on a GPU the model computes in
-    bfloat16 by autocast.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
-    from transformers import AutoModelForCausalLM
-
-    with _loading(source):
-        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).to(device).eval()
-
-
 def parameter_count(folder: Path) -> int:
     """Number of stored weights in a model folder; tied ones count once."""
     from safetensors import safe_open
@@ -171,17 +107,4 @@ def parameter_count(folder: Path) -> int:
 
 
 def _config(source: str) -> Any:
-    from transformers import AutoConfig
-
-    with _loading(source):
-        return AutoConfig.from_pretrained(source).get_text_config()
-
-
-@contextmanager
-def _loading(source: str | Path) -> Iterator[None]:
-    """Whatever transformers raises for a missing or broken model becomes one line."""
-    try:
-        yield
-    except Exception as error:  # its own, torch's, safetensors' and the validation of configurations
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"--model: {str(source)!r} cannot be loaded ({reason}); give a hub id or a model folder") from None
+    return load_config(source).get_text_config()

@@ -46,7 +46,7 @@ def muse(
     from experiments.muse.run import MuseRun
     from experiments.muse.settings import Settings
     from experiments.muse.table import results_table
-    from experiments.progress import Progress
+    from ngdiff.progress import Progress
 
     quiet()
     settings = Settings(

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from experiments.muse.sources import Source
-from experiments.sources import RawRow, content_hash, text_field
+from experiments.sources import content_hash
 from ngdiff.errors import UserError
+from ngdiff.lm.sources import RawRow, text_field
 
 FOLDS = tuple(f"forget_{i}" for i in range(1, 5))
 SCALABILITY, SUSTAINABILITY = "scalability", "sustainability"

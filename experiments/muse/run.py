@@ -23,14 +23,15 @@ from experiments.muse.settings import PUBLISHED, Settings
 from experiments.muse.sources import open_source
 from experiments.output import Output
 from experiments.own_rules import load_rules
-from experiments.progress import Progress
 from experiments.sources import text_hash
 from experiments.speed import Speed, tokens_per_second
 from ngdiff.errors import UserError
 from ngdiff.files import read_json, write_json, write_text
+from ngdiff.lm import loading
 from ngdiff.lm.devices import default_device
 from ngdiff.lm.encoding import Example
 from ngdiff.lm.packing import encode_text, packed
+from ngdiff.progress import Progress
 
 TARGET, RETRAINED = "target", "retrained"
 # Of models from scratch: what it takes to know every text by heart, and to find its facts by the question.
@@ -56,7 +57,7 @@ class MuseRun:
         self.tokenizer = self._tokenizer()
         self.pad = int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id)
         self._check_lengths()
-        self.identity = {source: models.identity(source) for source in self._pretrained()}
+        self.identity = {source: loading.identity(source) for source in self._pretrained()}
         inputs = {"data": self.data.sha256, "pretrained": self.identity, "length": settings.row_length}
         self.model_stages = ModelStages(out, inputs, self.tokenizer, self.device, settings.seed, progress)
         self.speeds: dict[str, Speed] = {}
@@ -98,11 +99,11 @@ class MuseRun:
             # The holdout too: a tokenizer that knows the words of the others alone would tell them apart for the attacks.
             texts = [text.text for text in (*self.data.train, *self.data.holdout)]
             return models.train_tokenizer(texts, models.SIZES[self.settings.size].vocabulary)
-        tokenizer = models.load_tokenizer(self.settings.model)
+        tokenizer = loading.load_tokenizer(self.settings.model)
         if tokenizer.eos_token_id is None:
             raise UserError("--model: its tokenizer has no end-of-sequence token, which ends every text; choose another model")
         for source in self._pretrained():
-            models.check_pretrained(source, tokenizer)
+            loading.check_pretrained(source, tokenizer, models.PUBLISHED)
         return tokenizer
 
     def _check_lengths(self) -> None:
@@ -164,7 +165,9 @@ class MuseRun:
         def compute(target: Path) -> None:
             speed = Speed()
             with self.progress.spinner(f"evaluate-{name}") as on_part:
-                found = evaluate(self._reader(models.load_model(folder, self.device)), self.data, on_part, speed)
+                found = evaluate(
+                    self._reader(loading.load_model(folder, self.device, models.PUBLISHED)), self.data, on_part, speed
+                )
             write_json(target / "rows.json", asdict(found))
             write_json(target / "speed.json", asdict(speed))
 

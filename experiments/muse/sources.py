@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Protocol
 
 from experiments.muse import synthetic
-from experiments.sources import HUB, SYNTHETIC, RawRow, hub_rows, json_lines
+from experiments.sources import HUB, SYNTHETIC, hub_rows, json_lines
 from ngdiff.errors import UserError
+from ngdiff.lm.sources import RawRow
 
 NEWS, BOOKS = "news", "books"
 HUB_IDS = {NEWS: "muse-bench/MUSE-News", BOOKS: "muse-bench/MUSE-Books"}

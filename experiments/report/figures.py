@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from experiments.report.labels import place
-from experiments.report.text import number, rate, visible
+from ngdiff.text import number, rate, visible
 
 # Okabe and Ito's colours without black and yellow. Five shapes and six colours repeat only after 30 methods.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")

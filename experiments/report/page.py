@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from experiments.report import muse_views, views
 from experiments.report.figures import COLOURS, NAMED, marks
-from experiments.report.text import entries, number, percent, rate, visible
+from ngdiff.text import entries, number, percent, rate, visible
 
 # Heading, direction that is better, where the number is in a model's metrics; in groups.
 COLUMNS = {

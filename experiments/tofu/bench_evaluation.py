@@ -13,11 +13,13 @@ from experiments import manifest
 from experiments.lm import models
 from experiments.tofu.data import EvaluationRow
 from experiments.tofu.evaluate import ALL, STANDARD, evaluate
-from experiments.tofu.metrics import Evaluation, ScoredRow, rouge_recall
+from experiments.tofu.metrics import Evaluation, ScoredRow
 from experiments.tofu.run import TofuRun
 from ngdiff.files import write_json
+from ngdiff.lm import loading
 from ngdiff.lm.devices import autocast
 from ngdiff.lm.encoding import Encoder
+from ngdiff.lm.rouge import rouge_recall
 
 Sets = Mapping[str, Sequence[EvaluationRow]]
 
@@ -34,7 +36,7 @@ def compare(run: TofuRun, rounds: int, report: Callable[[str], None] = print) ->
         seconds: name -> each round's; speedup and cost_of_all: medians of the rounds' ratios; how well the rows agree.
     """
     folder = run.memorised()
-    model, sets, holdout = models.load_model(folder, run.device), run.data.evaluation, run.data.holdout
+    model, sets, holdout = loading.load_model(folder, run.device, models.PUBLISHED), run.data.evaluation, run.data.holdout
     tokens = run.settings.new_tokens
     ways: dict[str, Callable[[], Evaluation]] = {
         "batched, TOFU's metrics": lambda: evaluate(model, run.encoder, sets, tokens, metrics=STANDARD),

@@ -68,10 +68,10 @@ def tofu(
 ) -> None:
     """Fine-tune, unlearn, evaluate by TOFU's metrics and report. The same command continues an interrupted run."""
     # Imported here, so that --help does not wait for transformers.
-    from experiments.progress import Progress
     from experiments.tofu.run import TofuRun
     from experiments.tofu.settings import Settings
     from experiments.tofu.table import results_table
+    from ngdiff.progress import Progress
 
     quiet()
     settings = Settings(
@@ -127,8 +127,8 @@ def rates(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/rates"),
 ) -> None:
     """Unlearn from many initial learning rates, to see how much they matter. Goes on where it was interrupted."""
-    from experiments.progress import Progress
     from experiments.tofu.rates import Study, table
+    from ngdiff.progress import Progress
 
     quiet()
     study = Study(
@@ -156,10 +156,10 @@ def bench_eval(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/bench-eval"),
 ) -> None:
     """Time the evaluation of a memorised model beside one row at a time with `model.generate`, and compare row by row."""
-    from experiments.progress import Progress
     from experiments.tofu.bench_evaluation import compare
     from experiments.tofu.run import TofuRun
     from experiments.tofu.settings import Settings
+    from ngdiff.progress import Progress
 
     quiet()
     if rounds < 1:

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from experiments.sources import RawRow, checked, content_hash, text_field, text_hash
+from experiments.sources import content_hash, text_hash
 from experiments.tofu.metrics import AUTHOR_SETS, OPTION_SETS
 from experiments.tofu.sources import Source
 from ngdiff.errors import UserError
+from ngdiff.lm.sources import RawRow, checked, text_field
 
 VALIDATION = 100  # rows at most: enough to compare learning rates by a mean probability
 

@@ -6,10 +6,11 @@ from typing import Any
 
 from experiments.speed import Speed
 from experiments.tofu.data import EvaluationRow, Row
-from experiments.tofu.metrics import AUTHOR_SETS, Evaluation, Memory, ScoredRow, rouge_recall
+from experiments.tofu.metrics import AUTHOR_SETS, Evaluation, Memory, ScoredRow
 from ngdiff.lm.encoding import Encoder
 from ngdiff.lm.generation import greedy
 from ngdiff.lm.membership import Exposure, zlib_ratio
+from ngdiff.lm.rouge import rouge_recall
 from ngdiff.lm.scoring import Score, answer_scores, gradient_norms
 
 STANDARD, ALL = "tofu", "all"

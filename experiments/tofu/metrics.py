@@ -11,7 +11,6 @@ from functools import cached_property
 from statistics import fmean, harmonic_mean
 from typing import Any, Self
 
-from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import ks_2samp
 
 from ngdiff.lm.membership import CHANCE, Exposure, attacks, auc, priv_leak
@@ -20,8 +19,6 @@ AUTHOR_SETS = ("forget", "retain")  # the right answer of the truth ratio is the
 OPTION_SETS = ("real_authors", "world_facts")  # the right answer is one of four options
 SETS = AUTHOR_SETS + OPTION_SETS
 UTILITY_SETS = ("retain", *OPTION_SETS)
-
-_ROUGE = RougeScorer(["rougeL"], use_stemmer=True)
 
 
 @dataclass(frozen=True)
@@ -128,11 +125,6 @@ class Evaluation:
     def exposed(self) -> list[Exposure]:
         """Scores of the forget answers; empty where they were not asked for."""
         return [row.memory.exposure for row in self.forget if row.memory]
-
-
-def rouge_recall(answer: str, generation: str) -> float:
-    """rougeL recall with stemming, as rouge_score computes it for (target=answer, prediction=generation)."""
-    return float(_ROUGE.score(target=answer, prediction=generation)["rougeL"].recall)
 
 
 def set_metrics(name: str, rows: Sequence[ScoredRow]) -> dict[str, float]:

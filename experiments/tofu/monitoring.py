@@ -7,9 +7,10 @@ from typing import Any
 
 from experiments.lm.monitor import Look, Monitor
 from experiments.tofu.data import Row
-from experiments.tofu.metrics import rouge_recall, share
+from experiments.tofu.metrics import share
 from ngdiff.lm.encoding import Encoder
 from ngdiff.lm.generation import greedy
+from ngdiff.lm.rouge import rouge_recall
 from ngdiff.lm.scoring import Score, answer_scores
 
 # What can be kept by -> whether more is better. The score is the smaller of two shares: retain probability kept and forget

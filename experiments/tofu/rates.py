@@ -18,12 +18,12 @@ from experiments import manifest
 from experiments.lm.gen_optim import check_installed
 from experiments.lm.methods import BASES, GEN, MODES, Method
 from experiments.model_stages import read_lines
-from experiments.progress import Progress
 from experiments.tofu.metrics import share
 from experiments.tofu.run import TofuRun
 from experiments.tofu.settings import Settings
 from ngdiff.errors import UserError
 from ngdiff.files import read_json, write_json, write_text
+from ngdiff.progress import Progress
 
 FIXED = "fixed"
 KINDS = (*MODES, GEN, FIXED)

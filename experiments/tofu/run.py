@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from experiments import manifest, report
+from experiments import report
 from experiments.lm import general_ability, models
 from experiments.lm.methods import Method
 from experiments.lm.monitor import Monitor
@@ -19,7 +19,6 @@ from experiments.lm.unlearning import Rows
 from experiments.model_stages import KEPT, ModelStages, Plan, key_of, lines, read_lines, seed_of
 from experiments.output import Output
 from experiments.own_rules import load_rules
-from experiments.progress import Progress
 from experiments.speed import Speed, tokens_per_second
 from experiments.tofu.data import EvaluationRow, Row, TofuData, load
 from experiments.tofu.evaluate import evaluate
@@ -29,10 +28,13 @@ from experiments.tofu.settings import TARGETS, Settings
 from experiments.tofu.sources import open_source
 from ngdiff.errors import UserError
 from ngdiff.files import read_json, write_json, write_text
+from ngdiff.lm import loading
 from ngdiff.lm.batches import spread
 from ngdiff.lm.devices import default_device
 from ngdiff.lm.encoding import Encoder, Example
 from ngdiff.lm.scoring import answer_nll
+from ngdiff.machine import versions
+from ngdiff.progress import Progress
 from ngdiff.stopping import forget_target
 
 BEFORE, REFERENCE = "before", "retain-only"
@@ -60,7 +62,7 @@ class TofuRun:
         self._check_lengths()
         if settings.general_ability:
             general_ability.check(settings.general_ability, settings.task_folder)
-        self.model_identity = {source: models.identity(source) for source in settings.pretrained()}
+        self.model_identity = {source: loading.identity(source) for source in settings.pretrained()}
         inputs = {"data": self.data.sha256, "pretrained": self.model_identity}
         self.model_stages = ModelStages(out, inputs, self.encoder.tokenizer, self.device, settings.seed, progress)
         self.stages = self.model_stages.stages
@@ -103,9 +105,9 @@ class TofuRun:
             texts = [text for row in self.data.train for text in (row.question, row.answer)]
             tokenizer = models.train_tokenizer(texts, models.SIZES[self.settings.size].vocabulary)
         else:
-            tokenizer = models.load_tokenizer(str(self.settings.base_model))
+            tokenizer = loading.load_tokenizer(str(self.settings.base_model))
             for source in self.settings.pretrained():
-                models.check_pretrained(source, tokenizer)
+                loading.check_pretrained(source, tokenizer, models.PUBLISHED)
         known = self.settings.known
         own = known.template if known and self.settings.template == "auto" else self.settings.template
         return Encoder(tokenizer, own)
@@ -193,7 +195,7 @@ class TofuRun:
 
     def _evaluate(self, name: str, folder: Path | str) -> Evaluation:
         def compute(target: Path) -> None:
-            model, speed = models.load_model(folder, self.device), Speed()
+            model, speed = loading.load_model(folder, self.device, models.PUBLISHED), Speed()
             with self.progress.spinner(f"evaluate-{name}") as on_part:
                 found = evaluate(
                     model, self.encoder, self.data.evaluation, self.settings.new_tokens, on_part,
@@ -237,7 +239,7 @@ class TofuRun:
         name = "probabilities" if evaluated else "validate"
 
         def compute(target: Path) -> None:
-            model = models.load_model(folder, self.device)
+            model = loading.load_model(folder, self.device, models.PUBLISHED)
             with self.progress.spinner(f"{name}-{key_of(folder).rpartition('-')[0]}"):
                 rows = {"forget": self.data.forget, "retain": self.data.validation}
                 examples = {key: self._examples(self.data.evaluation[key] if evaluated else rows[key]) for key in rows}
@@ -277,7 +279,7 @@ class TofuRun:
         s = self.settings
 
         def compute(target: Path) -> None:
-            model = models.load_model(folder, self.device)
+            model = loading.load_model(folder, self.device, models.PUBLISHED)
             with self.progress.spinner(f"ability-{name}"):
                 found = general_ability.general_ability(
                     model, self.encoder.tokenizer, s.general_ability, s.ability_rows, s.task_folder
@@ -285,9 +287,9 @@ class TofuRun:
             write_json(target / "ability.json", found)
 
         inputs = {"model": key_of(folder), "tasks": list(s.general_ability), "rows": s.ability_rows, "folder": s.task_folder}
-        inputs |= {"lm-eval": manifest.versions(["lm-eval"])["lm-eval"]}
+        inputs |= {"lm-eval": versions(["lm-eval"])["lm-eval"]}
         if s.task_folder:
-            inputs["tasks_as_written"] = models.identity(s.task_folder)  # what the files say now
+            inputs["tasks_as_written"] = loading.identity(s.task_folder)  # what the files say now
         return read_json(self.stages.run(f"ability-{_slug(name)}", inputs, compute) / "ability.json")
 
     def _write(self, results: dict[str, Any], steps: list[dict[str, Any]], trained: list[Path]) -> dict[str, Any]:

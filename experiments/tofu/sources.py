@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from experiments.sources import HUB, SYNTHETIC, RawRow, hub_rows, json_lines
+from experiments.sources import HUB, SYNTHETIC, hub_rows, json_lines
 from experiments.tofu import refusals, synthetic
 from ngdiff.errors import UserError
+from ngdiff.lm.sources import RawRow
 
 HUB_ID = "locuslab/TOFU"
 REFUSALS = "idontknow.jsonl"  # lines of plain text, for all its name

@@ -19,11 +19,13 @@ class Example:
     Attributes:
         starts: where documents begin, for a row that holds several. They do not see each other, and the first token of each is
             not scored, for nothing predicts it.
+        unscored: (first, end) of what is not scored between two answers: the later questions of a conversation.
     """
 
     ids: tuple[int, ...]
     prompt: int
     starts: tuple[int, ...] = (0,)
+    unscored: tuple[tuple[int, int], ...] = ()
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -31,12 +33,14 @@ class Example:
         labels = [IGNORE] * self.prompt + list(self.ids[self.prompt :])
         for start in self.starts:
             labels[start] = IGNORE
+        for first, end in self.unscored:
+            labels[first:end] = [IGNORE] * (end - first)
         return tuple(labels)
 
     @property
     def scored(self) -> int:
         """Number of tokens that are scored."""
-        return len(self.ids) - self.prompt - (len(self.starts) - 1)
+        return len(self.ids) - self.prompt - (len(self.starts) - 1) - sum(end - first for first, end in self.unscored)
 
 
 class Encoder:
@@ -44,8 +48,8 @@ class Encoder:
 
     Args:
         tokenizer: of transformers, a fast one.
-        template: "qa" (`Question: ...\\nAnswer: ...`, for base models), "llama2", "chat" (the tokenizer's own), or "auto":
-            "chat" where the tokenizer has a chat template and "qa" elsewhere.
+        template: "qa" (`Question: ...\\nAnswer: ...`, for base models), "llama2", "chat" (the tokenizer's own), "plain" (the
+            question as it is), or "auto": "chat" where the tokenizer has a chat template and "qa" elsewhere.
 
     Raises:
         UserError: unknown template, or "chat" without a chat template, or no end token.
@@ -119,6 +123,10 @@ def _llama2(tokenizer: Any, question: str) -> tuple[str, str]:
     return f"[INST] {question} [/INST]", ""
 
 
+def _plain(tokenizer: Any, prompt: str) -> tuple[str, str]:
+    return prompt, ""
+
+
 def _chat(tokenizer: Any, question: str) -> tuple[str, str]:
     from jinja2 import TemplateError
 
@@ -132,4 +140,9 @@ def _chat(tokenizer: Any, question: str) -> tuple[str, str]:
 
 # tokenizer, question -> (prompt, separator); the separator belongs to the answer, because byte-level tokenizers
 # attach a space to the word after it.
-TEMPLATES: dict[str, Callable[[Any, str], tuple[str, str]]] = {"qa": _qa, "llama2": _llama2, "chat": _chat}
+TEMPLATES: dict[str, Callable[[Any, str], tuple[str, str]]] = {
+    "qa": _qa,
+    "llama2": _llama2,
+    "chat": _chat,
+    "plain": _plain,
+}

@@ -15,12 +15,12 @@ from experiments.tofu.metrics import (
     ScoredRow,
     forget_quality,
     privacy,
-    rouge_recall,
     set_metrics,
     summary,
     utility,
 )
 from ngdiff.lm.membership import Exposure
+from ngdiff.lm.rouge import rouge_recall
 
 published = pytest.mark.skipif(
     not LOGS.is_dir(), reason=f"the published evaluation logs are not at {LOGS}, the excerpt is tested; {REMEDY}"

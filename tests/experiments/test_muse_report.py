@@ -7,7 +7,7 @@ import pytest
 from test_report import HOSTILE, Page
 
 from experiments.report import render_muse
-from experiments.report.text import visible
+from ngdiff.text import visible
 
 METRICS = {"verbmem": 0.9, "knowmem": 0.8, "utility": 0.7, "auc": 0.99, "privleak": -98.0}
 METRICS |= {f"{name}_recall": 0.5 for name in ("verbmem", "knowmem", "utility")}

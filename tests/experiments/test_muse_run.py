@@ -23,8 +23,8 @@ from experiments.muse.run import MuseRun
 from experiments.muse.settings import Settings
 from experiments.muse.summary import summarize
 from experiments.muse.table import results_table
-from experiments.progress import Progress
 from ngdiff.errors import UserError
+from ngdiff.progress import Progress
 
 TINY = models.Size(hidden=16, layers=1, heads=2, intermediate=32, vocabulary=400)
 SMALL = {"epochs": 1, "length": 64, "unlearn_epochs": 2, "batch": 8, "methods": ("ngdiff", "ga"), "fold_methods": ("ngdiff",)}

@@ -8,11 +8,11 @@ from rich.console import Console
 
 from experiments import own_rules
 from experiments.lm import models
-from experiments.progress import Progress
 from experiments.tofu.run import TofuRun
 from experiments.tofu.settings import Settings
 from ngdiff import rules
 from ngdiff.errors import UserError
+from ngdiff.progress import Progress
 from ngdiff.rules import _registry
 
 RULE = """

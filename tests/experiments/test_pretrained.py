@@ -14,7 +14,7 @@ from experiments.lm.pretrained import MUSE_MODELS, MUSE_UNLEARNING, PRETRAINED_M
 from experiments.lm.training import Schedule, answer_loss
 from experiments.tofu import synthetic
 from ngdiff import TwoTaskOptimizer
-from ngdiff.lm import scoring
+from ngdiff.lm import loading, scoring
 from ngdiff.lm.batches import collate
 from ngdiff.lm.encoding import Encoder, Example
 from ngdiff.lm.generation import greedy
@@ -173,9 +173,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(params=PRETRAINED_MODELS)
 def loaded(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Loaded:
     folder = str(folders[request.param])
-    tokenizer = models.load_tokenizer(folder)
-    models.check_pretrained(folder, tokenizer)
-    model = models.load_model(folder, torch.get_default_device()).double()
+    tokenizer = loading.load_tokenizer(folder)
+    loading.check_pretrained(folder, tokenizer)
+    model = loading.load_model(folder, torch.get_default_device()).double()
     return Loaded(model, Encoder(tokenizer, PRETRAINED_MODELS[request.param].template), FAMILIES[request.param].text)
 
 

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from experiments.lm import models
-from experiments.progress import Progress
 from experiments.tofu.rates import COLUMNS, Study, picture, table
 from ngdiff.errors import UserError
+from ngdiff.progress import Progress
 
 
 @pytest.fixture(autouse=True)

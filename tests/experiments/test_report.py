@@ -11,8 +11,8 @@ import pytest
 from experiments.report import render
 from experiments.report.figures import COLOURS, SHAPES, log_bounds, marks
 from experiments.report.labels import around, overlap, place
-from experiments.report.text import entries, number, percent, rate, visible
 from experiments.report.views import samples
+from ngdiff.text import entries, number, percent, rate, visible
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 HOSTILE = "'\"><script>alert(1)</script><img src=x onerror=alert(1)>\x1b[31m\x9b\ud800\u202e\u65e5\t$\\frac{$ {{ 7 * 7 }} &amp;"

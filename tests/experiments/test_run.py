@@ -18,7 +18,6 @@ from rich.console import Console
 from experiments import model_stages
 from experiments.lm import models
 from experiments.lm.pretrained import PRETRAINED_MODELS
-from experiments.progress import Progress
 from experiments.tofu import run as tofu_run
 from experiments.tofu.bench_evaluation import compare
 from experiments.tofu.run import TofuRun
@@ -26,6 +25,8 @@ from experiments.tofu.settings import Settings
 from experiments.tofu.summary import summarize
 from experiments.tofu.table import results_table
 from ngdiff.errors import UserError
+from ngdiff.lm import loading
+from ngdiff.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -358,9 +359,9 @@ def test_cut_weights(finished: Path, tmp_path: Path) -> None:
 
 def test_other_weights_in_the_same_folder_are_another_model(finished: Path, tmp_path: Path) -> None:
     folder = copied(finished, tmp_path / "model")
-    first = models.identity(str(folder))
-    models.build_llama(TINY, models.load_tokenizer(folder)).save_pretrained(folder)
-    assert models.identity(str(folder)) != first
+    first = loading.identity(str(folder))
+    models.build_llama(TINY, loading.load_tokenizer(folder)).save_pretrained(folder)
+    assert loading.identity(str(folder)) != first
 
 
 def test_row_longer_than_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""The commands of `ngdiff`: what they do, without their options."""

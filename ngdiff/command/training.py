@@ -1,0 +1,137 @@
+"""The one place where `ngdiff unlearn` meets the Trainer."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ngdiff import StoppingCriteria
+from ngdiff.checkpoints import CheckpointError
+from ngdiff.command.settings import BASES, Settings
+from ngdiff.errors import UserError
+
+Rows = Sequence[Mapping[str, list[int]]]
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Rows as the Trainer reads them; no step sees those that are held out."""
+
+    forget: Rows
+    retain: Rows
+    held_out: Rows
+    refusals: Rows | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run leaves beside the weights.
+
+    Attributes:
+        logs: one record a step.
+        stopping: what ended it.
+    """
+
+    logs: list[dict[str, float | None]]
+    stopping: dict[str, Any]
+
+
+def train(
+    model: Any, tokenizer: Any, tasks: Tasks, settings: Settings, folder: Path, on_step: Callable[[int, int], None]
+) -> Trained:
+    """Unlearn, in place. Goes on from the newest checkpoint in `folder`, if there is one.
+
+    Args:
+        model: of transformers, or a PEFT model.
+        tokenizer: its tokenizer.
+        tasks: the rows.
+        settings: how.
+        folder: for checkpoints.
+        on_step: called with steps done and steps in all.
+
+    Raises:
+        UserError: the run does not fit into memory, cannot be done in this way, or came to gradients that are not finite.
+    """
+    from transformers import PrinterCallback, TrainerCallback
+
+    from ngdiff.trainer import NGDiffTrainer
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            on_step(state.global_step, state.max_steps)
+
+    stopping = StoppingCriteria(settings.stop_forget, settings.retain_budget)
+    with _explained(ValueError):  # of arguments, whose messages say what to give
+        trainer = NGDiffTrainer(
+            model,
+            arguments(settings, folder, torch.cuda.is_available()),
+            forget_dataset=tasks.forget,
+            retain_dataset=tasks.retain,
+            refusal_dataset=tasks.refusals,
+            held_out_dataset=tasks.held_out,
+            processing_class=tokenizer,
+            rule=settings.rule,
+            lr=settings.rate,
+            forget=settings.forget_objective,
+            retain=settings.retain_objective,
+            stopping=stopping,
+            check_every=settings.check_every,
+            callbacks=[Steps()],
+            **BASES[settings.base],
+        )
+    trainer.remove_callback(PrinterCallback)  # our progress is shown in its place
+    with _explained():
+        trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
+    logs = [_finite(record) for record in trainer.state.log_history if "retain_loss" in record]
+    return Trained(logs, stopping.summary(trainer.state.global_step))
+
+
+def arguments(settings: Settings, folder: Path, gpu: bool) -> Any:
+    """The settings in the Trainer's words."""
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=settings.batch,
+        gradient_accumulation_steps=settings.accumulate,
+        num_train_epochs=settings.epochs,
+        seed=settings.seed,
+        lr_scheduler_type="constant",
+        bf16=gpu and not settings.bf16,  # float32 weights compute in bfloat16; 16-bit ones do so anyway
+        save_strategy="no" if settings.save_every is None else "steps",
+        save_steps=settings.save_every or 1,
+        save_total_limit=1,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to="none",
+        dataloader_pin_memory=gpu,
+    )
+
+
+def _finite(record: Mapping[str, float]) -> dict[str, float | None]:
+    """As JSON can hold it: a refused step has losses that are no numbers."""
+    return {name: value if math.isfinite(value) else None for name, value in record.items()}
+
+
+@contextmanager
+def _explained(*more: type[Exception]) -> Iterator[None]:
+    """What the user can mend, in one line. Of `more`, every message is one."""
+    plain: tuple[type[Exception], ...] = (CheckpointError, *more)
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(
+            "training does not fit into memory; give a smaller --batch with --accumulate, or --gradient-checkpointing, or "
+            "--bf16, or --lora"
+        ) from None
+    except plain as error:
+        raise UserError(str(error)) from None
+    except RuntimeError as error:
+        if "were not finite" not in str(error):
+            raise
+        raise UserError(str(error)) from None

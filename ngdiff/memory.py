@@ -1,0 +1,165 @@
+"""What a run will need, before a weight is read: bytes, which are counted, and activations and time, which are estimates."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ngdiff_kernels import state_shapes
+
+GIB = 1 << 30
+STATE = 4  # bytes: states, and master copies of 16-bit weights, are float32
+# Tensors that a layer of a Llama keeps for its backward: of the width of the model (inputs of both norms, queries, keys,
+# values, what attention returns, residuals, and the float32 copies in norms), and of the width of its MLP.
+HIDDEN, INTERMEDIATE = 12, 4
+NAMES = {  # of the states of the optimizer
+    "master": "float32 copies of 16-bit weights",
+    "exp_avg": "AdamW, means of gradients",
+    "exp_avg_sq": "AdamW, means of their squares",
+    "momentum_buffer": "momentum",
+}
+EFFICIENCY = 0.4  # share of the speed of a matrix product that training reaches
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is counted of a model.
+
+    Attributes:
+        weights: parameters, tied ones once.
+        trained: those that a run changes.
+        trained_itemsize: bytes of one of them.
+        itemsize: bytes of another weight.
+        layers, hidden, intermediate, vocabulary: its shape.
+    """
+
+    weights: int
+    trained: int
+    itemsize: int
+    trained_itemsize: int
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run needs.
+
+    Attributes:
+        parts: what for -> bytes, counted.
+        activations: bytes, an estimate.
+        seconds: of training, an estimate.
+    """
+
+    parts: dict[str, int]
+    activations: int
+    seconds: float
+
+    @property
+    def bytes(self) -> int:
+        """All of it."""
+        return sum(self.parts.values()) + self.activations
+
+    def lines(self) -> Iterator[str]:
+        """For the terminal."""
+        for name, size in self.parts.items():
+            yield _line(name, _size(size))
+        yield _line("activations of one batch (an estimate)", _size(self.activations))
+        yield _line("memory in all (about)", _size(self.bytes))
+        yield _line("training time (an estimate, within a factor 3)", _duration(self.seconds))
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Models that are built here have shapes and no weights."""
+    with torch.device("meta"):
+        yield
+
+
+def counted(model: Any, dtype: torch.dtype) -> Model:
+    """The counts of a model, which may be one without weights.
+
+    Args:
+        model: of transformers, or a PEFT model.
+        dtype: of weights that are not trained by themselves; added ones are float32, where only they are trained.
+    """
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    config = model.config.get_text_config()
+    itemsize = dtype.itemsize
+    intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    shape = config.num_hidden_layers, config.hidden_size, intermediate, config.vocab_size
+    return Model(weights, trained, itemsize, itemsize if trained == weights else 4, *shape)
+
+
+def estimate(
+    model: Model,
+    base: Mapping[str, Any],
+    *,
+    batch: int,
+    longest: int,
+    tokens: int,
+    computing: torch.dtype,
+    checkpointing: bool,
+    speed: float,
+) -> Estimate:
+    """What a run needs.
+
+    Args:
+        model: its counts.
+        base: "base" and "momentum" of the optimizer.
+        batch: rows of a task that are read at once.
+        longest: tokens of the longest row.
+        tokens: of all rows of both tasks that the run reads.
+        computing: dtype of activations.
+        checkpointing: whether activations are computed again in the backward.
+        speed: operations a second that training reaches.
+    """
+    dtype = torch.bfloat16 if model.trained_itemsize == 2 else torch.float32
+    states = state_shapes({"momentum": 0.0, "low_precision": "master"} | dict(base), dtype)
+    others = model.weights - model.trained
+    parts = {
+        f"weights, {model.weights:,}": others * model.itemsize + model.trained * model.trained_itemsize,
+        f"two gradients of {model.trained:,} trained weights": 2 * model.trained * model.trained_itemsize,
+    }
+    parts |= {NAMES.get(name, name): model.trained * STATE for name, kind in states.items() if kind == "flat"}
+    operations = (8 if checkpointing else 6) * model.weights * tokens  # a weight and token: 2 forward, 4 backward
+    return Estimate(parts, _activations(model, batch * longest, computing.itemsize, checkpointing), operations / speed)
+
+
+def _activations(model: Model, tokens: int, itemsize: int, checkpointing: bool) -> int:
+    layer = tokens * (HIDDEN * model.hidden + INTERMEDIATE * model.intermediate) * itemsize
+    # Logits, what the loss computes in float32 from them, and their gradients.
+    logits = tokens * model.vocabulary * (2 * itemsize + 8)
+    kept = layer + model.layers * tokens * model.hidden * itemsize if checkpointing else model.layers * layer
+    return kept + logits
+
+
+def measured_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second that training will reach on `device`, guessed from a product of two matrices."""
+    size = 4096 if device.type == "cuda" else 512
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for the device
+        seconds.append(time.perf_counter() - start)
+    return EFFICIENCY * 2 * size**3 / min(seconds)
+
+
+def _line(name: str, value: str) -> str:
+    return f"  {name:<50} {value:>12}"
+
+
+def _size(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / (1 << 20):.2f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

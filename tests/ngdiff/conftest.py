@@ -1,0 +1,32 @@
+"""What the tests of the command line share."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Called, make_inputs
+
+from ngdiff.lm import loading
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that knows its rows by heart, and the rows."""
+    folder = tmp_path_factory.mktemp("inputs")
+    make_inputs(folder)
+    return folder
+
+
+@pytest.fixture
+def called(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Called:
+    return Called(folder, capsys, monkeypatch)
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads weights fails."""
+
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(loading, "load_model", load)

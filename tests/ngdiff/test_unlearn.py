@@ -1,0 +1,303 @@
+"""`ngdiff unlearn` on a model that knows its rows by heart: what it forgets, what it leaves behind, what it refuses."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import HOSTILE, SETS, Called, acts_on_a_terminal, hostile, refused
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ngdiff.command import papers, unlearn
+from ngdiff.command.training import Tasks, Trained
+from ngdiff.lm.encoding import Encoder
+from ngdiff.lm.loading import load_model
+from ngdiff.lm.scoring import answer_nll
+from ngdiff.objectives import IGNORE
+
+QUICK = {"new_tokens": 4, "eval_rows": 4, "stop_forget": 0}
+PAPERS = ("README.md", "manifest.json", "metrics.jsonl", "report.html")
+
+
+def probability(folder: Path, rows: Sequence[dict[str, str]]) -> float:
+    """Mean probability of the answers under the model in a folder, as anybody would load it."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    encoder = Encoder(AutoTokenizer.from_pretrained(folder), "qa")
+    examples = encoder.examples([(row["question"], row["answer"]) for row in rows])
+    return float(torch.tensor(answer_nll(model, examples, encoder.pad)).neg().exp().mean())
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def test_a_model_forgets_and_says_how(called: Called, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "forgot"
+    status, printed, errors = called("unlearn", out=out, epochs=40, batch=4, **QUICK | {"stop_forget": 0.2})
+    assert (status, errors) == (0, "")
+    assert not acts_on_a_terminal(printed)
+    manifest = manifest_of(out)
+    # The weights on disk are those of the figures, and they have forgotten.
+    assert manifest["after"]["forget"]["probability"] == pytest.approx(probability(out, hostile(SETS["forget"])), rel=1e-4)
+    assert manifest["before"]["forget"]["probability"] > 0.9
+    assert manifest["after"]["forget"]["probability"] <= 0.2
+    assert probability(out, SETS["retain"]) > 2 * manifest["after"]["forget"]["probability"]
+    # It stopped when it had.
+    steps = manifest["stopping"]["steps"]
+    assert manifest["stopping"]["reason"].startswith("forget probability")
+    assert steps < 40
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, steps + 1))
+    assert {"retain_loss", "forget_loss", "cosine", "retain_weight", "learning_rate"} <= set(records[0])
+    # Nothing else is left, and no weights that were pickled.
+    assert sorted(path.name for path in out.parent.iterdir()) == ["forgot"]
+    assert {path.suffix for path in out.iterdir()} == {".md", ".json", ".jsonl", ".html", ".safetensors"}
+    assert json.loads((out / "config.json").read_text())["use_cache"] is True
+
+
+def test_the_papers_name_the_data_and_hold_none_of_it(called: Called, folder: Path, tmp_path: Path) -> None:
+    called("unlearn", out=tmp_path / "out", epochs=1, **QUICK)
+    manifest = manifest_of(tmp_path / "out")
+    for name, rows in (("forget", 4), ("retain", 8)):
+        content = (folder / f"{name}.jsonl").read_bytes()
+        assert manifest["data"][name]["sha256"] == hashlib.sha256(content).hexdigest()
+        assert manifest["data"][name]["sha256"] in (tmp_path / "out" / "README.md").read_text()
+        assert (manifest["data"][name]["rows"], manifest["data"][name]["source"]) == (rows, f"{name}.jsonl")
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert manifest["weights_sha256"] == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
+    for paper in PAPERS:
+        text = (tmp_path / "out" / paper).read_text()
+        assert text
+        for secret in ("alert", "Ada", "Rome", "home of", "live?", str(folder)):
+            assert secret not in text, (paper, secret)
+
+
+def test_adapters_are_merged(called: Called, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    out = tmp_path / "out"
+    assert called("unlearn", out=out, lora=4, epochs=30, batch=4, **QUICK | {"stop_forget": 0.5})[0] == 0
+    assert not list(out.glob("adapter*"))
+    before, after = (load_model(path, torch.device("cpu")).state_dict() for path in (folder / "model", out))
+    assert before.keys() == after.keys()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == {name for name in before if "_proj." in name}
+    assert probability(out, hostile(SETS["forget"])) < 0.5
+
+
+def test_16_bit_weights_and_checkpointed_activations(called: Called, tmp_path: Path) -> None:
+    options = {"bf16": True, "gradient_checkpointing": True, "base": "sgd", "accumulate": 2, "batch": 2, "epochs": 3}
+    assert called("unlearn", out=tmp_path / "out", **options, **QUICK)[0] == 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert model.dtype == torch.bfloat16
+    assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 3  # 4 rows, 2 of 2 a step, 3 times
+
+
+# What the Trainer is given
+
+
+class Caught:
+    """Takes the place of training, and keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.tasks: Tasks | None = None
+        self.settings: Any = None
+
+    def __call__(self, model: Any, tokenizer: Any, tasks: Tasks, settings: Any, folder: Path, on_step: Any) -> Trained:
+        self.tasks, self.settings = tasks, settings
+        return Trained([], {"reason": "steps", "steps": 0, "restored_step": None})
+
+
+@pytest.fixture
+def caught(monkeypatch: pytest.MonkeyPatch) -> Caught:
+    caught = Caught()
+    monkeypatch.setattr(unlearn, "train", caught)
+    return caught
+
+
+def answers(folder: Path, rows: Any) -> list[str]:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    return [tokenizer.decode([i for i in row["labels"] if i != IGNORE]) for row in rows]
+
+
+def test_no_step_sees_the_rows_that_are_held_out(called: Called, folder: Path, tmp_path: Path, caught: Caught) -> None:
+    assert called("unlearn", out=tmp_path / "out", held_out=0.3, **QUICK)[0] == 0
+    forget, retain, held_out = (answers(folder, getattr(caught.tasks, name)) for name in ("forget", "retain", "held_out"))
+    assert len(held_out) == 2  # 0.3 of 8
+    assert sorted(retain + held_out) == sorted(f" {row['answer']}</s>" for row in SETS["retain"])
+    assert forget == [f" {row['answer']}</s>" for row in hostile(SETS["forget"])]
+    assert caught.tasks.refusals is None
+    assert manifest_of(tmp_path / "out")["held_out"] == 2
+
+
+def test_refusals_answer_the_same_questions(called: Called, folder: Path, tmp_path: Path, caught: Caught) -> None:
+    options = {"forget_objective": "idk-nll", "refusal": "No comment."}
+    assert called("unlearn", out=tmp_path / "out", **options, **QUICK)[0] == 0
+    assert answers(folder, caught.tasks.refusals) == [" No comment.</s>"] * 4
+    for row, refusal in zip(caught.tasks.forget, caught.tasks.refusals, strict=True):
+        prompt = row["labels"].count(IGNORE)
+        assert row["input_ids"][:prompt] == refusal["input_ids"][:prompt]
+
+
+# What is interrupted
+
+
+class Interrupting:
+    """Training that the user breaks off after some steps."""
+
+    def __init__(self, after: int, monkeypatch: pytest.MonkeyPatch):
+        self.after, self.train, self.steps = after, unlearn.train, []
+        monkeypatch.setattr(unlearn, "train", self)
+
+    def __call__(self, *arguments: Any) -> Trained:
+        def on_step(done: int, total: int) -> None:
+            self.steps.append(done)
+            if len(self.steps) == self.after:
+                raise KeyboardInterrupt
+
+        return self.train(*arguments[:-1], on_step)
+
+
+def test_the_same_command_goes_on_where_it_was_interrupted(
+    called: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"epochs": 4, "batch": 2, "save_every": 2} | QUICK
+    assert called("unlearn", out=tmp_path / "whole", **options)[0] == 0
+    interrupting = Interrupting(5, monkeypatch)
+    assert called("unlearn", out=tmp_path / "out", **options)[0] == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.unfinished", "whole"]
+    other = called("unlearn", out=tmp_path / "out", **options | {"seed": 1})
+    refused(
+        other, "--out: '.*[.]out.unfinished' holds an interrupted run with other settings or data; give those, or delete it"
+    )
+    assert called("unlearn", out=tmp_path / "out", **options)[0] == 0
+    assert interrupting.steps == [1, 2, 3, 4, 5, 5, 6, 7, 8]  # the checkpoint is of step 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+    whole, resumed = (load_model(tmp_path / name, torch.device("cpu")).state_dict() for name in ("whole", "out"))
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 8
+
+
+def test_without_checkpoints_an_interrupted_run_leaves_nothing(
+    called: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Interrupting(1, monkeypatch)
+    assert called("unlearn", out=tmp_path / "out", **QUICK)[0] == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "error: training does not fit into memory; give a smaller --batch"),
+        (RuntimeError("step 12: gradients or losses were not finite for 10 steps in a row"), "error: step 12: gradients"),
+    ],
+)
+def test_training_that_fails_is_one_line(
+    called: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("ngdiff.trainer.NGDiffTrainer.train", fail)
+    refused(called("unlearn", out=tmp_path / "out", **QUICK), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+# What is refused, or only estimated
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_dry_run_says_what_is_needed_and_does_nothing(called: Called, tmp_path: Path) -> None:
+    status, printed, _ = called("unlearn", out=tmp_path / "out", dry_run=True, held_out=0.25)
+    assert status == 0
+    lines = {
+        line.rsplit("  ", 1)[0].strip(): line.rsplit("  ", 1)[1].strip() for line in printed.splitlines() if line[:2] == "  "
+    }
+    weights = AutoModelForCausalLM.from_pretrained(called.folder / "model").num_parameters()
+    assert lines[f"weights, {weights:,}"] == f"{4 * weights / 2**20:.2f} MiB"
+    assert lines[f"two gradients of {weights:,} trained weights"] == f"{8 * weights / 2**20:.2f} MiB"
+    assert "activations of one batch (an estimate)" in lines
+    assert "training time (an estimate, within a factor 3)" in lines
+    assert "forget: 4 rows of question and answer, " in printed
+    assert "held out of retain: 2 rows" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"rule": "best"}, "--rule: unknown name 'best'; choose one of .*; see ngdiff rules"),
+        ({"rule": "gdiff-2"}, "--rule: gdiff: c = 2.0"),
+        ({"forget_objective": "none"}, "--forget-objective: found 'none'; choose one of nll, npo"),
+        ({"retain_objective": "npo"}, "--retain-objective: found 'npo'; choose one of nll, kl, activations"),
+        ({"base": "adam"}, "--base: found 'adam'; choose one of sgd, momentum, adamw"),
+        ({"lr": "0"}, "--lr: found '0'; give a number > 0, or one of auto, paper"),
+        ({"lr": "nan"}, "--lr: found 'nan'"),
+        ({"epochs": 0}, "--epochs: found 0; give a number > 0"),
+        ({"save_every": 0}, "--save-every: found 0"),
+        ({"lora": -1}, "--lora: found -1"),
+        ({"retain_budget": 0}, "--retain-budget: found 0"),
+        ({"held_out": 1}, "--held-out: found 1.0; give a share"),
+        ({"stop_forget": 2}, "--stop-forget: found 2.0; give a probability"),
+        ({"seed": -1}, "--seed: found -1"),
+        ({"retain": "same"}, "forget.jsonl:1: the same row is to be retained, .*forget.jsonl:1 [(]4 rows are in both[)]"),
+        ({"retain": "one"}, "--retain: '.*one.jsonl' has a single row, and one is held out"),
+        ({"forget": "text", "forget_objective": "idk-dpo"}, "--forget: rows of text have no question that could be refused"),
+        ({"out": None}, "Missing option '--out'"),
+    ],
+)
+def test_unlearn_refuses(called: Called, tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    (tmp_path / "one.jsonl").write_text(json.dumps(SETS["retain"][0]))
+    (tmp_path / "text.jsonl").write_text('{"text": "A story."}')
+    files = {"same": called.folder / "forget.jsonl", "one": tmp_path / "one.jsonl", "text": tmp_path / "text.jsonl"}
+    changed = {name: files.get(value, value) if name in ("retain", "forget") else value for name, value in changed.items()}
+    refused(called("unlearn", **{"out": tmp_path / "out"} | changed), message)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_folder_in_use_is_refused_before_anything_is_read(called: Called, folder: Path) -> None:
+    refused(called("unlearn", out=folder, forget="no.jsonl"), "--out: '.*' is not empty; give a new folder")
+
+
+# The papers
+
+
+def manifest_with(name: str) -> dict[str, Any]:
+    figures = {"rows": 1, "probability": 0.5, "nll": 1.0, "rouge": 0.1, "extraction_strength": 0.2, "exact_memorisation": 0.3}
+    sets = {"forget": figures, "retain": figures}
+    data = {"source": name, "kind": "text", "rows": 1, "tokens": 2, "sha256": "0"}
+    return {
+        "model": {"name": name, "state": "1"}, "data": {"forget": data, "retain": data}, "held_out": 1, "before": sets,
+        "after": sets, "settings": {"rule": "ngdiff", "forget_objective": "nll", "refusal": name}, "versions": {"torch": "2"},
+        "stopping": {"reason": "steps", "steps": 2, "restored_step": None}, "device": name,
+    }  # fmt: skip
+
+
+def test_hostile_names_do_nothing_on_the_page_or_the_card() -> None:
+    name = f"{HOSTILE} </title> | `x`\n# heading"
+    page = papers.report(manifest_with(name), [{"retain_loss": 1.0}, {"retain_loss": None}, {"retain_loss": 0.5}])
+    card = papers.card(manifest_with(name))
+    assert "<script" not in page + card
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; \\x1b[31m \\x9b2J \\u202e {{ 7 * 7 }}" in page
+    assert page.count("</title>") == 1
+    assert not acts_on_a_terminal(page + card)
+    assert "\n# heading" not in card
+    assert "`x`" not in card
+    assert 'points="0.0,0.0 300.0,120.0"' in page  # a step without a value has no point
+    assert "http" not in page
+
+
+def test_only_a_hub_model_is_named_as_the_base() -> None:
+    assert "\nbase_model: org/model-1\n" in papers.card(manifest_with("org/model-1"))
+    assert "base_model" not in papers.card(manifest_with("folder"))
+    assert "base_model" not in papers.card(manifest_with("org/x\ny: z"))
+
+
+def test_an_ending_in_words() -> None:
+    stopping = {"reason": "retain loss above the budget", "steps": 20, "restored_step": 10}
+    assert papers.ending(stopping) == "ended after 20 steps: retain loss above the budget, those after step 10"
