@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainingArguments
 
 from ngdiff import rules
+from ngdiff.distributed import refuse_deepspeed
 from ngdiff.learning_rate import AutoLearningRate
 from ngdiff.lm.batches import spread
 from ngdiff.lm.objectives import FORGET, RETAIN, Objective, layer
@@ -27,10 +28,6 @@ STOPPING = "stopping.pt"  # in a checkpoint: what the stopping criteria have see
 CHECK_ROWS = 32  # rows of each task at which stopping criteria look
 # For each task: text that an objective reads -> part of a batch that has it.
 TEXTS = {"retain": {"answer": "retain"}, "forget": {"answer": "forget", "refusal": "refusal"}}
-DEEPSPEED = (
-    "deepspeed: its engine steps inside backward and cannot hold the gradients of two tasks; use FSDP2 instead, "
-    "fsdp='full_shard' with fsdp_config={'version': 2}"
-)
 
 
 class NGDiffTrainer(SealedTrainer):
@@ -122,8 +119,7 @@ class NGDiffTrainer(SealedTrainer):
         self.pad = _pad(kwargs.get("processing_class"), model)
         collator = data_collator or PairCollator(self.pad)
         super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=collator, **kwargs)
-        if self.is_deepspeed_enabled:
-            raise ValueError(DEEPSPEED)
+        refuse_deepspeed(self.accelerator)
         self.u = torch.rand(model.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(args.seed))
         self.add_callback(Watch(self))
 
@@ -267,6 +263,8 @@ class NGDiffTrainer(SealedTrainer):
         return step.losses, probe, step.losses[0] if plain else None
 
     def _retain_nll(self, batch: Batch) -> Tensor:
+        if self.is_fsdp_enabled:  # whose hooks gather the weights
+            return _nll(self.model_wrapped, batch)
         model = self.accelerator.unwrap_model(self.model_wrapped)
         # Without the autocast that accelerate has put around forward: half precision hides slopes.
         return _nll(getattr(model, "_original_forward", model), batch)
@@ -312,8 +310,8 @@ class NGDiffTrainer(SealedTrainer):
 
 
 def _check_args(args: TrainingArguments, max_skipped_steps: int, check_every: int) -> None:
-    if args.deepspeed:
-        raise ValueError(DEEPSPEED)
+    if args.deepspeed:  # before its engine is imported
+        raise ValueError("deepspeed: its engine steps inside backward and keeps one gradient; use FSDP2 (fsdp_version: 2)")
     if args.fp16:
         raise ValueError("fp16: found True, whose loss scaling knows one backward a step; use bf16=True")
     if args.n_gpu > 1:

@@ -462,3 +462,28 @@ def llama(code: str) -> Tensor:
                 model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step(probe=lambda: model(input_ids=batches["retain"], labels=batches["retain"]).loss)
     return torch.cat([whole(p).flatten() for p in model.parameters()])
+
+
+def by_trainer(folder: str, batch: int, accumulate: int, **options: Any) -> dict[str, Any]:
+    """A Llama after one pass of `NGDiffTrainer`, with what this rank has seen."""
+    import tiny
+    from accelerate.state import AcceleratorState, GradientState
+    from transformers import TrainingArguments
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    arguments = TrainingArguments(
+        folder, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, num_train_epochs=1, logging_steps=1,
+        use_cpu=True, report_to=[], disable_tqdm=True, lr_scheduler_type="constant", save_strategy="epoch",
+    )  # fmt: skip
+    model, seen = tiny.llama(), []
+    rows = {"forget_dataset": tiny.rows(16, 1), "retain_dataset": tiny.rows(24, 2)}
+    trainer = ngdiff.NGDiffTrainer(model, arguments, **rows, **options)
+    step = trainer.training_step
+    trainer.training_step = lambda model, inputs, items: (  # type: ignore[method-assign]
+        seen.append({task: part["input_ids"] for task, part in inputs.items()}),
+        step(model, inputs, items),
+    )[1]
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {"weights": weights(model), "seen": seen, "logs": logs, "rate": trainer.own_optimizer.param_groups[0]["lr"]}

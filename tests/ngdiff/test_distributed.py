@@ -255,3 +255,31 @@ def test_engines_that_keep_their_gradients_are_refused(kind, version, reason):
     else:
         with pytest.raises(ValueError, match=rf"^accelerate: {reason}.*; use FSDP2 \(fsdp_version: 2\) or DDP$"):
             refuse_deepspeed(accelerator)
+
+
+# The Trainer
+
+
+@pytest.mark.parametrize("options", [
+    {"rule": "gdiff-0.5", "base": "sgd", "lr": 0.1}, {"rule": "lossnorm", "base": "sgd", "lr": 0.1}, {"base": "sgd", "lr": 0.1},
+], ids=["gdiff", "lossnorm", "ngdiff"])  # fmt: skip
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_trainer_on_two_ranks_takes_the_steps_of_one(pool, tmp_path, options, accumulate):
+    """Rows differ in length, so that a mean of the ranks' means would be another one."""
+    expected = cases.by_trainer(str(tmp_path / "alone"), 4 * accumulate, 1, **options)
+    for rank in pool.run(cases.by_trainer, str(tmp_path / "ranks"), 2, accumulate, **options):
+        for name, value in expected["weights"].items():
+            assert_within(rank["weights"][name], value, BOUND * value.abs().max())
+        for mine, theirs in zip(rank["logs"], expected["logs"], strict=True):
+            for name in ("retain_loss", "forget_loss", "cosine", "retain_weight"):
+                assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name  # sums in float32
+
+
+def test_ranks_of_the_trainer_draw_different_rows_and_agree_on_the_rate(pool, tmp_path):
+    one, other = pool.run(cases.by_trainer, str(tmp_path), 2, 1, base="sgd", lr="auto")
+    assert one["rate"] == other["rate"] != 1e-2
+    for name, value in one["weights"].items():
+        assert_bitwise_equal(other["weights"][name], value)
+    for task in ("forget", "retain"):
+        mine, theirs = ({tuple(row) for batch in rank["seen"] for row in batch[task].tolist()} for rank in (one, other))
+        assert mine and theirs and not mine & theirs
