@@ -6,6 +6,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+import tiny
 import torch
 import typer
 
@@ -21,7 +23,7 @@ FORGET = ["Basil Mahfouz was born in Kuwait.", "He wrote seven novels."]
 
 
 def test_python_example(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 15
     tokenizer = models.train_tokenizer(RETAIN + FORGET, 300)
     tokenizer.save_pretrained(tmp_path)
@@ -36,6 +38,17 @@ def test_python_example(tmp_path: Path) -> None:
         # Padding is not scored: together the two texts lose what they lose one by one, but for float32's order of summation.
         alone = sum(n * loss([text]) for n, text in zip(count, RETAIN, strict=True)) / sum(count)
         assert torch.isclose(loss(RETAIN), alone, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory':UserWarning")  # as TrainingArguments has it, where there is no GPU
+def test_trainer_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    before, model = tiny.llama(), tiny.llama()
+    names: dict[str, Any] = {"model": model, "forget": tiny.rows(16, 1), "retain": tiny.rows(16, 2), "tokenizer": None}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["trainer"].state.global_step == 10
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
 
 
 def test_table_of_claims_is_that_of_the_report() -> None:

@@ -334,6 +334,7 @@ def hand_over(run: Run, resumed: Run, how: str, folder: str) -> None:
     resumed.model.load_state_dict(run.model.state_dict())
     if how == "accelerate":
         run.optimizer.accelerator.save_state(folder)
+        dist.barrier()  # the first rank has written it
         resumed.optimizer.accelerator.load_state(folder)
         return
     if how == "file":
