@@ -61,7 +61,9 @@ def unlearn(
         float | None,
         typer.Option(help="Stop where held-out retain rows lose more, in nats a token; the best weights are restored."),
     ] = None,
-    check_every: Annotated[int, typer.Option(help="Steps between two looks whether to stop.")] = 5,
+    check_every: Annotated[
+        int | None, typer.Option(help="Steps between two looks whether to stop. Default: 50 looks in a run.")
+    ] = None,
     held_out: Annotated[float, typer.Option(help="Share of the retain rows that no step sees; at most 256 rows.")] = 0.1,
     lora: Annotated[int | None, typer.Option(help="Train adapters of this rank, e.g. 16, and merge them at the end.")] = None,
     gradient_checkpointing: Annotated[

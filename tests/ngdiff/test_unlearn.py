@@ -12,6 +12,7 @@ from command import HOSTILE, SETS, Called, acts_on_a_terminal, hostile, refused
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ngdiff.command import papers, unlearn
+from ngdiff.command.settings import Settings
 from ngdiff.command.training import Tasks, Trained
 from ngdiff.lm.encoding import Encoder
 from ngdiff.lm.loading import load_model
@@ -139,6 +140,12 @@ def test_refusals_answer_the_same_questions(called: Called, folder: Path, tmp_pa
     for row, refusal in zip(caught.tasks.forget, caught.tasks.refusals, strict=True):
         prompt = row["labels"].count(IGNORE)
         assert row["input_ids"][:prompt] == refusal["input_ids"][:prompt]
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, 1), ({"epochs": 1000}, 20), ({"check_every": 7}, 7)])
+def test_how_often_to_look(options: dict[str, int], expected: int) -> None:
+    """50 times in a run. An epoch of 4 rows is one step, though a step has room for 4 x 2."""
+    assert Settings(**{"epochs": 20, "batch": 4, "accumulate": 2} | options).steps_between_looks(4) == expected
 
 
 # What is interrupted
