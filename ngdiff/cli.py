@@ -111,6 +111,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="New folder for evaluation.json, with all texts and generations.")] = None,
     rows: Annotated[int, typer.Option(help="Rows of each set at most, evenly spaced.")] = 100,
     new_tokens: NewTokens = 200,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Weights of 16 bits.")] = False,
     template: Template = "auto",
     length: Length = None,
     allow_pickle: AllowPickle = False,
@@ -125,7 +126,7 @@ def evaluate(
     models = {} if before is None else {"before": ("--before", before)}
     reading = Reading(template, length, Trust(allow_pickle, trust_remote_code))
     comparison = Comparison(
-        models | {"model": ("--model", model)}, forget, retain, holdout, reading, rows=rows, new_tokens=new_tokens, out=out
+        models | {"model": ("--model", model)}, forget, retain, holdout, reading, rows, new_tokens, bf16, out
     )
     comparison.run(Console())
 

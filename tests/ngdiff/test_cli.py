@@ -120,6 +120,16 @@ def test_what_was_done_with_the_rows_is_said(called: Called, tmp_path: Path) -> 
     assert "--forget: 1 further fields are not read: id" in printed
 
 
+def test_evaluation_with_16_bit_weights(called: Called, tmp_path: Path) -> None:
+    probabilities = []
+    for name, options in (("wide", {}), ("narrow", {"bf16": True})):
+        assert called("evaluate", out=tmp_path / name, new_tokens=2, **options)[0] == 0
+        metrics = json.loads((tmp_path / name / "evaluation.json").read_text())["models"]["model"]["metrics"]
+        probabilities.append(metrics["retain"]["probability"])
+    assert probabilities[0] == pytest.approx(probabilities[1], rel=0.05)
+    assert probabilities[0] != probabilities[1]
+
+
 # What is refused, before a weight is read
 
 

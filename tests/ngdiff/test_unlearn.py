@@ -89,6 +89,7 @@ def test_adapters_are_merged(called: Called, folder: Path, tmp_path: Path) -> No
 
 
 def test_16_bit_weights_and_checkpointed_activations(called: Called, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()  # an empty folder is as good as none
     options = {"bf16": True, "gradient_checkpointing": True, "base": "sgd", "accumulate": 2, "batch": 2, "epochs": 3}
     assert called("unlearn", out=tmp_path / "out", **options, **QUICK)[0] == 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
