@@ -156,6 +156,13 @@ def test_evaluate_refuses(called: Called, changed: dict[str, object], message: s
 
 
 @pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(("words", "remedy"), [(300, "; give --length \\d+, or shorten or split them"), (3000, "[)]; shorten")])
+def test_a_length_is_only_proposed_that_the_model_can_hold(called: Called, tmp_path: Path, words: int, remedy: str) -> None:
+    (tmp_path / "long.jsonl").write_text(json.dumps({"question": "Who?", "answer": "lake " * words}))
+    refused(called("evaluate", forget=tmp_path / "long.jsonl", length=100), remedy)
+
+
+@pytest.mark.usefixtures("no_weights")
 def test_folders_that_cannot_be_written(called: Called, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
