@@ -179,6 +179,14 @@ def test_an_error_that_names_a_file_with_a_terminal_escape(called: Called, tmp_p
     assert not acts_on_a_terminal(result[2])
 
 
+def test_a_model_that_does_not_fit_is_one_line(called: Called, monkeypatch: pytest.MonkeyPatch) -> None:
+    def to(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.to", to)
+    refused(called("evaluate"), "--model: '.*model' does not fit into memory; give --bf16")
+
+
 # Weights and code that are not trusted
 
 

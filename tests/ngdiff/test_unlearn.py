@@ -214,6 +214,18 @@ def test_training_that_fails_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing(called: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(unlearn, "write_text", full)
+    refused(
+        called("unlearn", out=tmp_path / "out", epochs=1, **QUICK),
+        "--out: '.*out' cannot be written [(]No space left on device",
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 # What is refused, or only estimated
 
 
