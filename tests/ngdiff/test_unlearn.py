@@ -214,6 +214,16 @@ def test_training_that_fails_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_error_of_ours_keeps_its_traceback(called: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("ngdiff.trainer.NGDiffTrainer.train", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        called("unlearn", out=tmp_path / "out", **QUICK)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing(called: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
