@@ -61,7 +61,9 @@ def unlearn(
         float | None,
         typer.Option(help="Stop where held-out retain rows lose more, in nats a token; the best weights are restored."),
     ] = None,
-    check_every: Annotated[int, typer.Option(help="Steps between two looks whether to stop.")] = 5,
+    check_every: Annotated[
+        int | None, typer.Option(help="Steps between two looks whether to stop. Default: 50 looks in a run.")
+    ] = None,
     held_out: Annotated[float, typer.Option(help="Share of the retain rows that no step sees; at most 256 rows.")] = 0.1,
     lora: Annotated[int | None, typer.Option(help="Train adapters of this rank, e.g. 16, and merge them at the end.")] = None,
     gradient_checkpointing: Annotated[
@@ -109,6 +111,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="New folder for evaluation.json, with all texts and generations.")] = None,
     rows: Annotated[int, typer.Option(help="Rows of each set at most, evenly spaced.")] = 100,
     new_tokens: NewTokens = 200,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Weights of 16 bits.")] = False,
     template: Template = "auto",
     length: Length = None,
     allow_pickle: AllowPickle = False,
@@ -123,7 +126,7 @@ def evaluate(
     models = {} if before is None else {"before": ("--before", before)}
     reading = Reading(template, length, Trust(allow_pickle, trust_remote_code))
     comparison = Comparison(
-        models | {"model": ("--model", model)}, forget, retain, holdout, reading, rows=rows, new_tokens=new_tokens, out=out
+        models | {"model": ("--model", model)}, forget, retain, holdout, reading, rows, new_tokens, bf16, out
     )
     comparison.run(Console())
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -39,6 +40,7 @@ class Comparison:
         forget, retain, holdout: sources of rows; the holdout is of rows that no model was trained on.
         rows: of each set at most, evenly spaced.
         new_tokens: length of a generation at most.
+        bf16: weights of 16 bits.
         out: folder for evaluation.json, which has all texts and generations.
     """
 
@@ -49,6 +51,7 @@ class Comparison:
     reading: Reading = inputs.DEFAULT
     rows: int = 100
     new_tokens: int = NEW_TOKENS
+    bf16: bool = False
     out: Path | None = None
 
     def run(self, console: Console) -> None:
@@ -76,11 +79,12 @@ class Comparison:
         option = self.models[name][0]
         with progress.spinner(f"evaluate {name}") as on_part:
             on_part("loading")
-            model = loading.load_model(source.name, default_device(), self.reading.trust, option=option)
+            dtype = torch.bfloat16 if self.bf16 else torch.float32
+            model = loading.load_model(source.name, default_device(), self.reading.trust, dtype, option)
             return evaluate(model, source.encoder, source.sample(self.rows), self.new_tokens, on_part)
 
     def _write(self, out: Path, sets: Mapping[str, Data], sources: Mapping[str, Source], found: Mapping[str, Found]) -> None:
-        settings = {"rows": self.rows, "new_tokens": self.new_tokens, "template": self.reading.template}
+        settings = {"rows": self.rows, "new_tokens": self.new_tokens, "bf16": self.bf16, "template": self.reading.template}
         models = {
             name: {
                 "model": sources[name].name,

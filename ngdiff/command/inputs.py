@@ -64,12 +64,12 @@ def prepare(option: str, name: str, sets: Mapping[str, Data], reading: Reading) 
     config = loading.load_config(name, reading.trust, option)
     tokenizer = loading.load_tokenizer(name, reading.trust, option)
     loading.check_embeds(name, config.get_text_config().vocab_size, tokenizer, option)
-    encoder = RowEncoder(tokenizer, reading.template, _length(config, reading.length))
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    encoder = RowEncoder(tokenizer, reading.template, _length(reading.length, most), most)
     return Source(name, config, encoder, {key: encoder.encode(one) for key, one in sets.items()})
 
 
-def _length(config: Any, wanted: int | None) -> int:
-    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+def _length(wanted: int | None, most: int | None) -> int:
     if wanted is None:
         return min(LENGTH, most or LENGTH)
     if wanted < 2 or (most and wanted > most):

@@ -19,6 +19,7 @@ AUTOMATIC = ("auto", "paper")
 # A tenth a token, 2.3 nats, is about what models give to fluent text that is new to them; TOFU's retain-only model gives the
 # forgotten answers 0.15.
 STOP_FORGET = 0.1
+LOOKS = 50  # near the end a few steps of AdamW change the probability by a factor of ten
 REFUSAL = "I don't know."
 
 
@@ -40,7 +41,7 @@ class Settings:
         seed: of the order of rows, and of what else is random.
         stop_forget: stop where the mean probability of the answers to forget is at or below it; 0 takes all steps.
         retain_budget: stop where the mean loss on held-out retain rows exceeds it, in nats a token; the best weights come back.
-        check_every: steps between two looks at these two.
+        check_every: steps between two looks at these two; None looks `LOOKS` times in a run that takes all its steps.
         held_out: share of the retain rows that no step sees, for figures and the budget.
         lora: rank of adapters, which alone are trained and then merged; None trains all weights.
         gradient_checkpointing: compute activations twice and keep fewer.
@@ -62,7 +63,7 @@ class Settings:
     seed: int = 0
     stop_forget: float | None = STOP_FORGET
     retain_budget: float | None = None
-    check_every: int = 5
+    check_every: int | None = None
     held_out: float = 0.1
     lora: int | None = None
     gradient_checkpointing: bool = False
@@ -123,6 +124,11 @@ class Settings:
         if not 0 < value < math.inf:
             raise UserError(f"--lr: found {self.lr!r}; give a number > 0, or one of {', '.join(AUTOMATIC)}")
         return value
+
+    def steps_between_looks(self, rows: int) -> int:
+        """Steps between two looks whether to stop, of a run over so many rows to forget."""
+        steps = self.epochs * math.ceil(rows / (self.batch * self.accumulate))
+        return self.check_every or max(1, steps // LOOKS)
 
     @property
     def teaches_refusal(self) -> bool:

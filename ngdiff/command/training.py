@@ -64,7 +64,7 @@ def train(
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             on_step(state.global_step, state.max_steps)
 
-    stopping = StoppingCriteria(settings.stop_forget, settings.retain_budget)
+    stopping = StoppingCriteria(settings.stop_forget or None, settings.retain_budget)
     with _explained(ValueError):  # of arguments, whose messages say what to give
         trainer = NGDiffTrainer(
             model,
@@ -79,7 +79,7 @@ def train(
             forget=settings.forget_objective,
             retain=settings.retain_objective,
             stopping=stopping,
-            check_every=settings.check_every,
+            check_every=settings.steps_between_looks(len(tasks.forget)),
             callbacks=[Steps()],
             **BASES[settings.base],
         )

@@ -109,11 +109,12 @@ class Unlearning:
             console.print(Text(line))
         if dry:
             return
-        with _workplace(self.out, self._identity(found)) as work:
+        identity = self._identity(found)
+        with _workplace(self.out, identity) as work:
             outcome = self._unlearned(found, work, Progress(console))
             console.print(table({name: outcome[name] for name in ("before", "after")}))
             console.print(Text(ending(outcome["stopping"])))
-            self._finish(found, work, outcome | {"seconds": round(time.monotonic() - start, 1)})
+            self._finish(work / "model", identity | outcome | {"seconds": round(time.monotonic() - start, 1)})
         console.print(Text(f"written: {self.out}"))
 
     # Before a weight is read
@@ -212,14 +213,13 @@ class Unlearning:
             rows = found.evaluated(self.settings.eval_rows)
             return summary(evaluate(model, found.source.encoder, rows, self.settings.new_tokens, on_part))
 
-    def _finish(self, found: Inputs, work: Path, outcome: dict[str, Any]) -> None:
+    def _finish(self, model: Path, outcome: dict[str, Any]) -> None:
         """The papers of the model, and then the folder under its name. No text of a row is in any of them."""
-        model, logs = work / "model", outcome.pop("logs")
+        logs = outcome.pop("logs")
         weights = {path.name: file_hash(path) for path in sorted(model.glob("*.safetensors"))}
         device = default_device()
         manifest = {
             "project": "ngdiff",
-            **self._identity(found),
             **outcome,
             "weights_sha256": weights,
             "versions": machine.versions(PACKAGES),
@@ -251,6 +251,10 @@ def _workplace(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
     try:
         yield work
         done = True
+    except OSError as error:  # a full disk; what is read raises errors of its own
+        raise UserError(
+            f"--out: {str(out)!r} cannot be written ({error.strerror}); make room, or give another folder"
+        ) from None
     finally:
         if done or not any(work.glob("trainer/checkpoint-*")):
             shutil.rmtree(work, ignore_errors=True)

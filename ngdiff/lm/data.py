@@ -147,15 +147,16 @@ class RowEncoder:
         tokenizer: of transformers, a fast one.
         template: of questions and answers, see `Encoder`.
         length: tokens of a row at most.
+        most: tokens that the model can hold, if there is a limit.
 
     Raises:
         UserError: the tokenizer is unfit for it.
     """
 
-    def __init__(self, tokenizer: Any, template: str, length: int):
+    def __init__(self, tokenizer: Any, template: str, length: int, most: int | None = None):
         if not tokenizer.is_fast:
             raise UserError("--model: its tokenizer is a slow one, without offsets; give a model with tokenizer.json")
-        self.tokenizer, self.length = tokenizer, length
+        self.tokenizer, self.length, self.most = tokenizer, length, most
         self.qa = Encoder(tokenizer, template)
         self.plain = Encoder(tokenizer, "plain")
 
@@ -179,9 +180,11 @@ class RowEncoder:
     def _check_lengths(self, data: Data, lengths: Sequence[int]) -> None:
         long = [i for i, length in enumerate(lengths) if length > self.length]
         if long:
+            longest = max(lengths)
+            raising = f"give --length {longest}, or " if self.most is None or longest <= self.most else ""
             raise UserError(
                 f"{data.rows[long[0]].place}: {lengths[long[0]]} tokens, more than --length {self.length} ({len(long)} such "
-                f"rows, the longest of {max(lengths)}); give --length {max(lengths)}, or shorten or split them"
+                f"rows, the longest of {longest}); {raising}shorten or split them"
             )
 
     def _pairs(self, encoder: Encoder, rows: Sequence[Row]) -> list[Encoded]:

@@ -63,11 +63,17 @@ def load_model(
     computes in bfloat16 by autocast. Another dtype needs an optimizer that keeps a float32 copy of the weights.
 
     Raises:
-        UserError: it cannot be loaded, lacks weights that would stay random, or has pickled ones or code that are not trusted.
+        UserError: it cannot be loaded, does not fit into memory, lacks weights that would stay random, or has pickled ones or
+            code that are not trusted.
     """
     model, missing = _load(source, trust, dtype, option)
     _check_complete(str(source), missing, option)
-    return model.to(device).eval()
+    try:
+        return model.to(device).eval()
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{option}: {str(source)!r} does not fit into memory; give --bf16, a smaller model or a larger device"
+        ) from None
 
 
 def check_pretrained(source: str, tokenizer: Any, trust: Trust = NONE) -> None:

@@ -152,8 +152,9 @@ def _csv(path: Path) -> Iterator[RawRow]:
             if fields is None:
                 return
             place = f"{path}:{reader.line_num}"
-            if not all(reader.fieldnames or ()):
-                raise UserError(f"{path}:1: found a header without names; give the names of the fields in the first line")
+            names = list(reader.fieldnames or ())
+            if not all(names) or len(set(names)) < len(names):
+                raise UserError(f"{path}:1: the header has an empty name, or one twice; name each field in the first line")
             if None in fields or None in fields.values():
                 more = "more" if None in fields else "fewer"
                 raise UserError(f"{place}: the record has {more} fields than the header; quote texts that hold commas")

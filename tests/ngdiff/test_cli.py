@@ -120,6 +120,16 @@ def test_what_was_done_with_the_rows_is_said(called: Called, tmp_path: Path) -> 
     assert "--forget: 1 further fields are not read: id" in printed
 
 
+def test_evaluation_with_16_bit_weights(called: Called, tmp_path: Path) -> None:
+    probabilities = []
+    for name, options in (("wide", {}), ("narrow", {"bf16": True})):
+        assert called("evaluate", out=tmp_path / name, new_tokens=2, **options)[0] == 0
+        metrics = json.loads((tmp_path / name / "evaluation.json").read_text())["models"]["model"]["metrics"]
+        probabilities.append(metrics["retain"]["probability"])
+    assert probabilities[0] == pytest.approx(probabilities[1], rel=0.05)
+    assert probabilities[0] != probabilities[1]
+
+
 # What is refused, before a weight is read
 
 
@@ -146,6 +156,13 @@ def test_evaluate_refuses(called: Called, changed: dict[str, object], message: s
 
 
 @pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(("words", "remedy"), [(300, "; give --length \\d+, or shorten or split them"), (3000, "[)]; shorten")])
+def test_a_length_is_only_proposed_that_the_model_can_hold(called: Called, tmp_path: Path, words: int, remedy: str) -> None:
+    (tmp_path / "long.jsonl").write_text(json.dumps({"question": "Who?", "answer": "lake " * words}))
+    refused(called("evaluate", forget=tmp_path / "long.jsonl", length=100), remedy)
+
+
+@pytest.mark.usefixtures("no_weights")
 def test_folders_that_cannot_be_written(called: Called, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
@@ -160,6 +177,14 @@ def test_an_error_that_names_a_file_with_a_terminal_escape(called: Called, tmp_p
     result = called("evaluate", forget=tmp_path / "bad\x1b[31m.jsonl")
     refused(result, r"bad\\x1b\[31m.jsonl:1: field 'text' must be a text")
     assert not acts_on_a_terminal(result[2])
+
+
+def test_a_model_that_does_not_fit_is_one_line(called: Called, monkeypatch: pytest.MonkeyPatch) -> None:
+    def to(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.to", to)
+    refused(called("evaluate"), "--model: '.*model' does not fit into memory; give --bf16")
 
 
 # Weights and code that are not trusted

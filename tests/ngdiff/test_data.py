@@ -146,6 +146,7 @@ BAD = {
     "quote.csv": (b'text\n"a', "quote.csv:.*not CSV"),
     "latin.csv": (b"text\na\xe9\n", "latin.csv:1: not CSV in UTF-8"),
     "nul.csv": (b"text\na\0b\n", "nul.csv:2: field 'text' holds a NUL character"),
+    "twice.csv": (b"text,text\na,b\n", "twice.csv:1: the header has an empty name, or one twice"),
     "header.csv": (b"text\n\n", "--forget: '.*header.csv' has no rows"),
     "no.parquet": (b"PAR1 and nothing else", "no.parquet: not a parquet file"),
     "rows.txt": (b"a", "--forget: '.*rows.txt' is a file of the kind '.txt'; give a file of .jsonl, .json"),
@@ -195,7 +196,7 @@ def test_no_such_file(tmp_path: Path) -> None:
         ("rows.jsonl", b"{}\n", "rows.jsonl:1: unknown fields, found none"),
         ("rows.jsonl", b'{"text": ""}\n', "rows.jsonl:1: field 'text' must be a text that is not empty"),
         ("rows.jsonl", b"\n", "rows.jsonl:1: found nothing but empty lines \\(1000000 of them\\)"),
-        ("rows.csv", b",\n", "rows.csv:1: found a header without names"),
+        ("rows.csv", b",\n", "rows.csv:1: the header has an empty name"),
     ],
 )
 def test_a_million_empty_rows_are_refused_quickly(tmp_path: Path, name: str, line: bytes, message: str) -> None:

@@ -12,6 +12,7 @@ from command import HOSTILE, SETS, Called, acts_on_a_terminal, hostile, refused
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ngdiff.command import papers, unlearn
+from ngdiff.command.settings import Settings
 from ngdiff.command.training import Tasks, Trained
 from ngdiff.lm.encoding import Encoder
 from ngdiff.lm.loading import load_model
@@ -88,6 +89,7 @@ def test_adapters_are_merged(called: Called, folder: Path, tmp_path: Path) -> No
 
 
 def test_16_bit_weights_and_checkpointed_activations(called: Called, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()  # an empty folder is as good as none
     options = {"bf16": True, "gradient_checkpointing": True, "base": "sgd", "accumulate": 2, "batch": 2, "epochs": 3}
     assert called("unlearn", out=tmp_path / "out", **options, **QUICK)[0] == 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
@@ -139,6 +141,12 @@ def test_refusals_answer_the_same_questions(called: Called, folder: Path, tmp_pa
     for row, refusal in zip(caught.tasks.forget, caught.tasks.refusals, strict=True):
         prompt = row["labels"].count(IGNORE)
         assert row["input_ids"][:prompt] == refusal["input_ids"][:prompt]
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, 1), ({"epochs": 1000}, 20), ({"check_every": 7}, 7)])
+def test_how_often_to_look(options: dict[str, int], expected: int) -> None:
+    """50 times in a run. An epoch of 4 rows is one step, though a step has room for 4 x 2."""
+    assert Settings(**{"epochs": 20, "batch": 4, "accumulate": 2} | options).steps_between_looks(4) == expected
 
 
 # What is interrupted
@@ -203,6 +211,28 @@ def test_training_that_fails_is_one_line(
 
     monkeypatch.setattr("ngdiff.trainer.NGDiffTrainer.train", fail)
     refused(called("unlearn", out=tmp_path / "out", **QUICK), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_ours_keeps_its_traceback(called: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("ngdiff.trainer.NGDiffTrainer.train", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        called("unlearn", out=tmp_path / "out", **QUICK)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(called: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(unlearn, "write_text", full)
+    refused(
+        called("unlearn", out=tmp_path / "out", epochs=1, **QUICK),
+        "--out: '.*out' cannot be written [(]No space left on device",
+    )
     assert list(tmp_path.iterdir()) == []
 
 
