@@ -53,6 +53,20 @@ def bench_step(
     console.print(f"{found['ratio']:.3f} x GDiff's step. Figures: {out / 'step.json'}", soft_wrap=True, highlight=False)
 
 
+@app.command()
+def bench_memory(
+    size: Annotated[str, typer.Option(help="Size of the model.")] = "100m",
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/bench-memory"),
+) -> None:
+    """Measure the memory of a step for every base and precision, beside what the library counts."""
+    from experiments.lm.bench_memory import compare
+
+    command_line.quiet()
+    console = Console()
+    compare(size, out, lambda line: console.print(line, highlight=False))
+    console.print(f"Bytes a parameter. Figures: {out / 'memory.json'}", soft_wrap=True, highlight=False)
+
+
 def main() -> None:
     """Run the command line."""
     command_line.run(app, "interrupted: the same command continues at the first unfinished stage")

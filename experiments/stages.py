@@ -15,6 +15,7 @@ SOURCES = ("ngdiff", "ngdiff_kernels", "experiments")
 # How results are shown and compared changes none of them.
 NOT_INPUTS = {"report", "cli.py", "command_line.py", "progress.py", "table.py", "summary.py", "comparison.py", "rates.py"} | {
     "bench_evaluation.py",
+    "bench_memory.py",
     "bench_step.py",
     "options.py",
 }

@@ -30,12 +30,12 @@ class Segment:
         self.parameters = parameters
         self._offsets, n = _layout(parameters)
         self.theta = torch.zeros(n, dtype=first.dtype, device=first.device)
-        self.gradients = {task: torch.zeros_like(self.theta) for task in tasks}
         self.state: dict[str, Tensor] = {}
         self._values = self.views(self.theta)
         for parameter, value in zip(parameters, self._values, strict=True):
             value.copy_(parameter.detach())
-        self.point_at(self.theta)
+        self.point_at(self.theta)  # the memory of before is free again, and the peak never above two copies and the gradients
+        self.gradients = {task: torch.zeros_like(self.theta) for task in tasks}
         self._versions = self._edits()
         self._gradient_views = {task: self.views(buffer) for task, buffer in self.gradients.items()}
 

@@ -96,6 +96,19 @@ def counted(model: Any, dtype: torch.dtype) -> Model:
     return Model(weights, trained, itemsize, itemsize if trained == weights else 4, *shape)
 
 
+def bytes_per_parameter(base: Mapping[str, Any], dtype: torch.dtype, low_precision: str = "master") -> int:
+    """Bytes of a trained parameter: its weight, two gradients, the state of the optimizer. Over N processes of FSDP2, a share
+    of 1 / N each.
+
+    Args:
+        base: "base" and "momentum" of the optimizer.
+        dtype: of the weights.
+        low_precision: of the optimizer.
+    """
+    states = state_shapes({"momentum": 0.0, "low_precision": low_precision} | dict(base), dtype)
+    return 3 * dtype.itemsize + STATE * sum(kind == "flat" for kind in states.values())
+
+
 def estimate(
     model: Model,
     base: Mapping[str, Any],

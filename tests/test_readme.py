@@ -12,7 +12,8 @@ import torch
 import typer
 
 from experiments.lm import models
-from ngdiff import cli
+from ngdiff import cli, memory
+from ngdiff.command.settings import BASES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,6 +63,18 @@ def test_table_of_claims_is_that_of_the_report() -> None:
         assert statement == verdict["text"]["In short"].replace("|", "\\|")
         assert (steps, counterexamples) == (str(len(verdict["symbolic"]) or "-"), str(len(verdict["counterexamples"]) or "-"))
         assert not theirs or ratio == f"{verdict['worst_ratio']:.3g}"
+
+
+def test_table_of_memory_is_what_the_library_counts() -> None:
+    precisions = {"bfloat16, random rounding": "stochastic", "bfloat16, float32 copies": "master", "float32": "master"}
+    rows = re.findall(r"^\| (\w+32|bfloat16, .*?) \| (\w+) \| (\d+) \| (.*?) \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
+    assert len(rows) == 7
+    for weights, base, counted, *largest in rows:
+        dtype = getattr(torch, weights.partition(",")[0])
+        per = memory.bytes_per_parameter(BASES[base], dtype, precisions[weights])
+        assert int(counted) == per
+        for value, gib in zip(largest, (78 - 10, 139 - 10, 8 * (78 - 10)), strict=True):
+            assert value == f"{gib * memory.GIB / per / 1e9:.1f}"
 
 
 def test_every_option_of_ngdiff_exists() -> None:

@@ -1,0 +1,79 @@
+"""What a run of the optimizer holds at its peak, measured in processes of their own, beside what `ngdiff.memory` counts."""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments import manifest
+from experiments.lm.models import SIZES, build_llama, train_tokenizer
+from ngdiff import TwoTaskOptimizer, memory
+from ngdiff.command.settings import BASES
+from ngdiff.files import write_json
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Weights, and how small updates survive in them.
+WAYS = (("float32", "master"), ("bfloat16", "master"), ("bfloat16", "stochastic"))
+TOKENS = 8  # so few that activations are nothing beside the weights
+KIB, PAGE = 1024, resource.getpagesize()
+
+
+def compare(size: str, out: Path, report: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """Measure every base and precision, and write memory.json.
+
+    Args:
+        size: of the Llama, see `experiments.lm.models.SIZES`.
+        out: folder of the file.
+        report: told each figure as it is measured.
+
+    Returns:
+        For each base and precision: counted and measured bytes a parameter.
+    """
+    rows: list[dict[str, Any]] = []
+    for base in BASES:
+        for dtype, low_precision in WAYS:
+            row = {"base": base, "dtype": dtype, "low_precision": low_precision}
+            rows.append(row | _apart(size, base, dtype, low_precision))
+            report(
+                "{base:<9} {dtype:<9} {low_precision:<11} counted {counted:5.2f}, measured {measured:5.2f}".format(**rows[-1])
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "memory.json", {"size": size, "rows": rows, "manifest": manifest.manifest(torch.device("cpu"))})
+    return rows
+
+
+def _apart(*arguments: str) -> dict[str, float]:
+    """`measure` in a new process, for a process's peak never falls."""
+    command = [sys.executable, "-m", "experiments.lm.bench_memory", *arguments]
+    found: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return found
+
+
+def measure(size: str, base: str, dtype: str, low_precision: str) -> dict[str, float]:
+    """Bytes a parameter, counted and at the peak of two steps, beyond what the process held before the model.
+
+    On the CPU: resident memory, in which activations of a few tokens and torch's own buffers are included.
+    """
+    tokenizer = train_tokenizer(["a"], SIZES[size].vocabulary)
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+    model = build_llama(SIZES[size], tokenizer).to(DTYPES[dtype])
+    optimizer = TwoTaskOptimizer(model.parameters(), lr=1e-4, low_precision=low_precision, **BASES[base])
+    ids = torch.arange(TOKENS)[None]
+    for _ in range(2):
+        for task in ("retain", "forget"):
+            with optimizer.task(task):
+                model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        optimizer.step()
+    parameters = sum(p.numel() for p in model.parameters())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+    counted = memory.bytes_per_parameter(BASES[base], DTYPES[dtype], low_precision)
+    return {"parameters": parameters, "counted": counted, "measured": (peak - before) / parameters}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(*sys.argv[1:])))
