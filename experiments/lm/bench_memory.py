@@ -1,5 +1,6 @@
 """What a run of the optimizer holds at its peak, measured in processes of their own, beside what `ngdiff.memory` counts."""
 
+import gc
 import json
 import resource
 import subprocess
@@ -19,6 +20,7 @@ from ngdiff.files import write_json
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Weights, and how small updates survive in them.
 WAYS = (("float32", "master"), ("bfloat16", "master"), ("bfloat16", "stochastic"))
+WARM_UP = "12m"  # large enough for all that is compiled for large models
 TOKENS = 8  # so few that activations are nothing beside the weights
 KIB, PAGE = 1024, resource.getpagesize()
 
@@ -55,13 +57,28 @@ def _apart(*arguments: str) -> dict[str, float]:
 
 
 def measure(size: str, base: str, dtype: str, low_precision: str) -> dict[str, float]:
-    """Bytes a parameter, counted and at the peak of two steps, beyond what the process held before the model.
+    """Bytes a parameter, counted and at the peak of two steps, beyond what the process holds without the model.
 
-    On the CPU: resident memory, in which activations of a few tokens and torch's own buffers are included.
+    On the CPU: resident memory, in which activations of a few tokens are included. Compilers and other libraries that a first
+    step loads are not: a small model has taken one before.
     """
-    tokenizer = train_tokenizer(["a"], SIZES[size].vocabulary)
+    _two_steps(WARM_UP, base, dtype, low_precision)
+    gc.collect()
     before = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
-    model = build_llama(SIZES[size], tokenizer).to(DTYPES[dtype])
+    parameters = _two_steps(size, base, dtype, low_precision)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+    counted = memory.bytes_per_parameter(BASES[base], DTYPES[dtype], low_precision)
+    return {"parameters": parameters, "counted": counted, "measured": (peak - before) / parameters}
+
+
+def _two_steps(size: str, base: str, dtype: str, low_precision: str) -> int:
+    """Two steps of a model with random weights; returns the number of its parameters."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(DTYPES[dtype])  # built in its precision, as a checkpoint is loaded
+    try:
+        model = build_llama(SIZES[size], train_tokenizer(["a"], SIZES[size].vocabulary))
+    finally:
+        torch.set_default_dtype(default)
     optimizer = TwoTaskOptimizer(model.parameters(), lr=1e-4, low_precision=low_precision, **BASES[base])
     ids = torch.arange(TOKENS)[None]
     for _ in range(2):
@@ -69,10 +86,7 @@ def measure(size: str, base: str, dtype: str, low_precision: str) -> dict[str, f
             with optimizer.task(task):
                 model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         optimizer.step()
-    parameters = sum(p.numel() for p in model.parameters())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
-    counted = memory.bytes_per_parameter(BASES[base], DTYPES[dtype], low_precision)
-    return {"parameters": parameters, "counted": counted, "measured": (peak - before) / parameters}
+    return sum(p.numel() for p in model.parameters())
 
 
 if __name__ == "__main__":
