@@ -164,7 +164,8 @@ def test_told_to_end(tmp_path: Path, number: int) -> None:
     """A process of its own, as from a shell: the next one goes on to the end."""
     script = tmp_path / "run.py"
     script.write_text(
-        "import sys; from pathlib import Path; import test_checkpoints as t\n"
+        "import signal; from pathlib import Path; import test_checkpoints as t\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # in background jobs of a shell it is ignored\n"
         f"t.run(Path({str(tmp_path / 'told')!r}), arguments={{'num_train_epochs': 200}}).train(resume_from_checkpoint=True)\n"
     )
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
