@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -52,7 +53,10 @@ def compare(size: str, out: Path, report: Callable[[str], None] = print) -> list
 def _apart(*arguments: str) -> dict[str, float]:
     """`measure` in a new process, for a process's peak never falls."""
     command = [sys.executable, "-m", "experiments.lm.bench_memory", *arguments]
-    found: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    # Otherwise glibc keeps blocks that are free again, here one copy of the weights, for others that never come.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
     return found
 
 
