@@ -13,7 +13,8 @@ from ngdiff.files import read_json, sync, write_json
 SEAL = "sha256.json"  # of every file of a checkpoint, written last
 LOCK = ".lock"
 PREFIX = "checkpoint-"
-STAGING = ".saving"  # where the next checkpoint is written; a killed run may leave one, which the next run removes
+# Where the next checkpoint is written, kept from uploads by its name. A killed run may leave one, which the next run removes.
+STAGING = "_saving"
 
 
 class CheckpointError(RuntimeError):
@@ -64,6 +65,24 @@ def newest(folder: Path, on_damage: Callable[[str], None] = lambda message: None
     return None
 
 
+def check_unused(folder: Path, after: Path | None = None) -> None:
+    """Refuse a folder with checkpoints that a run would write over, or that would be taken for its own.
+
+    Args:
+        folder: of the run.
+        after: the checkpoint that the run goes on from; None where it begins.
+
+    Raises:
+        CheckpointError: there are some.
+    """
+    begin = -1 if after is None or after.parent.resolve() != folder.resolve() else _step(after) or 0
+    later = [path for path in saved(folder) if (_step(path) or 0) > begin and damage(path) is None]
+    if later:
+        raise CheckpointError(
+            f"{later[-1]}: of a run before; go on from it with resume_from_checkpoint=True, or give another output_dir"
+        )
+
+
 def check(folder: Path) -> None:
     """Refuse a damaged checkpoint.
 
@@ -79,17 +98,17 @@ def check(folder: Path) -> None:
 def publish(staged: Path, final: Path) -> None:
     """Seal a checkpoint and give it its name, which it gets only when everything is on disk.
 
-    What callbacks have written under that name before, such as evaluations, goes with it, outside of the seal.
+    A checkpoint of the same name is replaced. What callbacks have written under that name before, such as evaluations, goes
+    with it, outside of the seal.
     """
     seal(staged)
-    if final.is_dir() and damage(final) is None:  # a resumed run has come by the same step again, to equal weights
-        shutil.rmtree(staged)
-        return
-    if final.is_dir() and not (final / SEAL).exists():
-        for path in final.iterdir():
-            if not (staged / path.name).exists():
-                os.replace(path, staged / path.name)
-    shutil.rmtree(final, ignore_errors=True)
+    if final.is_dir():
+        before = staged.with_name(f"before-{final.name}")
+        os.replace(final, before)
+        if not (before / SEAL).exists():
+            for path in before.iterdir():
+                if not (staged / path.name).exists():
+                    os.replace(path, staged / path.name)
     os.replace(staged, final)
     sync(final.parent)
 
@@ -137,11 +156,13 @@ def _lock(descriptor: int, folder: Path) -> None:
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         holder = ""
         with suppress(OSError, ValueError, KeyError):
             holder = f" (process {read_json(folder / LOCK)['pid']})"
         raise CheckpointError(f"{folder}: another run{holder} writes there; wait for it or give another folder") from None
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be locked ({error.strerror}); give a folder on another file system") from None
 
 
 def _files(folder: Path) -> list[Path]:

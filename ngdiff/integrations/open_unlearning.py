@@ -45,7 +45,8 @@ class NGDiff(NGDiffTrainer, UnlearnTrainer):
         **method_args: Any,
     ):
         self.tokenizer = processing_class or tokenizer  # its evaluation asks for this name
-        pairs = _paired(train_dataset, FORGET[method_args.get("forget", "nll")].rows)
+        objective = FORGET.get(method_args.get("forget", "nll"), FORGET["nll"])  # an unknown one is refused below
+        pairs = _paired(train_dataset, objective.rows)
         data: dict[str, Any] = {"train_dataset": train_dataset, "data_collator": data_collator} if pairs is None else {}
         data.setdefault("train_dataset", pairs)
         super().__init__(model, args, processing_class=self.tokenizer, **data, **method_args)

@@ -20,10 +20,19 @@ class Said:
         model: of transformers, before the first step.
         pad: id to pad with.
         context: around each pass, such as autocast.
+        half: whether that computes in 16 bits; such values are not taken for others.
     """
 
-    def __init__(self, folder: Path, model: Any, pad: int, context: Callable[[], AbstractContextManager[Any]] = nullcontext):
-        self.cache, self.model, self.collator, self.context = ReferenceCache(folder, model), model, PairCollator(pad), context
+    def __init__(
+        self,
+        folder: Path,
+        model: Any,
+        pad: int,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        half: bool = False,
+    ):
+        self.cache, self.model, self.collator = ReferenceCache(folder, model), model, PairCollator(pad)
+        self.context, self.suffix = context, " in 16 bits" if half else ""
 
     def ask(self, objective: Objective, rows: Sequence[Row], size: int) -> None:
         """Compute what an objective will read of these rows, where it is not on disk yet, `size` of them at a time.
@@ -46,7 +55,7 @@ class Said:
             self.model.train(training)
 
         found = [(row["input_ids"], row.get("labels", row["input_ids"])) for row in rows]
-        self.cache.get(objective.quantity(self.model), found, compute)
+        self.cache.get(objective.quantity(self.model) + self.suffix, found, compute)
 
     def of(self, objective: Objective, batch: Mapping[str, Tensor]) -> list[Tensor]:
         """What the model said of each row of a batch.
@@ -58,7 +67,7 @@ class Said:
         def refuse(missing: list[int]) -> Iterator[tuple[int, Tensor]]:
             raise RuntimeError(f"{self.cache.folder}: there is no reference for a row of the batch; start the run again")
 
-        return list(self.cache.get(objective.quantity(self.model), _rows(batch), refuse))
+        return list(self.cache.get(objective.quantity(self.model) + self.suffix, _rows(batch), refuse))
 
 
 def _rows(batch: Mapping[str, Tensor]) -> list[tuple[list[int], list[int]]]:

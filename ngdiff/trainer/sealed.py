@@ -34,6 +34,8 @@ class SealedTrainer(Trainer):
         """
         with self._locked():
             checkpoint = self._found(resume_from_checkpoint)
+            if self.args.save_strategy != "no":
+                checkpoints.check_unused(Path(str(self.args.output_dir)), None if checkpoint is None else Path(checkpoint))
             self.before_training(None if checkpoint is None else Path(checkpoint))
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
@@ -69,13 +71,15 @@ class SealedTrainer(Trainer):
         self._staged = run / checkpoints.STAGING
         try:
             super()._save_checkpoint(model, trial)
+            if self.state.best_model_checkpoint == str(self._staged / name):  # each process will look there
+                self.state.best_model_checkpoint = str(run / name)
             self.accelerator.wait_for_everyone()  # each process has written its random state
             if self.args.should_save:
                 self._publish(self._staged / name, run / name)
         except Exception as error:  # of the system, torch or safetensors: they name a full disk in three ways
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise CheckpointError(
-                f"{run / name}: cannot be written ({reason}); make room and resume, the checkpoint before it is whole"
+                f"{run / name}: cannot be written ({reason}); make room or mend that and resume: what was saved is whole"
             ) from error
         finally:
             if self.args.should_save:
@@ -84,8 +88,7 @@ class SealedTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _publish(self, staged: Path, final: Path) -> None:
-        if self.state.best_model_checkpoint == str(staged):
-            self.state.best_model_checkpoint = str(final)
+        if self.state.best_model_checkpoint == str(final):
             self.state.save_to_json(str(staged / TRAINER_STATE))
         self.complete(staged)
         checkpoints.publish(staged, final)

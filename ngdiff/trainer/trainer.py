@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainingArguments
+from transformers.utils import logging
 
 from ngdiff import rules
 from ngdiff.distributed import refuse_deepspeed
@@ -18,12 +19,14 @@ from ngdiff.lm.batches import spread
 from ngdiff.lm.objectives import FORGET, RETAIN, Objective, layer
 from ngdiff.lm.pairs import PairCollator, PairedRows, PairSampler, Row
 from ngdiff.lm.said import Said
+from ngdiff.objectives import IGNORE
 from ngdiff.optimizer import TASKS
 from ngdiff.stopping import StoppingCriteria
 from ngdiff.trainer.sealed import SealedTrainer
 from ngdiff.trainer.step import Accumulated, Batch, Meter, NoSchedule, StepWithoutArguments
 from ngdiff.trainer.watch import Watch
 
+logger = logging.get_logger(__name__)
 STOPPING = "stopping.pt"  # in a checkpoint: what the stopping criteria have seen
 CHECK_ROWS = 32  # rows of each task at which stopping criteria look
 # For each task: text that an objective reads -> part of a batch that has it.
@@ -60,7 +63,7 @@ class NGDiffTrainer(SealedTrainer):
             leaves no place for a schedule.
         forget, retain: names of objectives.
         reference_folder: where objectives that compare with the model before unlearning keep what it said; None takes
-            `output_dir`/reference.
+            `output_dir`/_reference.
         momentum, low_precision: as `TwoTaskOptimizer` has them.
         max_skipped_steps: this many steps in a row whose gradients or losses are not finite end the run.
         stopping: criteria, looked at every `check_every` steps and after the last.
@@ -99,6 +102,9 @@ class NGDiffTrainer(SealedTrainer):
         **kwargs: Any,
     ):
         _check_args(args, max_skipped_steps, check_every)
+        for name in ("optimizers", "optimizer_cls_and_kwargs", "compute_loss_func"):
+            if name in kwargs:
+                raise ValueError(f"{name}: found one, and the step is this Trainer's own; choose rule, base, lr and objectives")
         self.rule = rules.get(rule) if isinstance(rule, str) else rule
         self.objectives = {"retain": _objective("retain", retain), "forget": _objective("forget", forget)}
         if train_dataset is None:
@@ -108,7 +114,8 @@ class NGDiffTrainer(SealedTrainer):
             "base": base, "lr": args.learning_rate if lr is None else lr, "momentum": momentum, "low_precision": low_precision,
             "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon, "seed": args.seed,
         }  # fmt: skip
-        self.reference_folder = Path(reference_folder or Path(str(args.output_dir), "reference"))
+        # The underscore keeps it from uploads.
+        self.reference_folder = Path(reference_folder or Path(str(args.output_dir), "_reference"))
         self.max_skipped_steps, self.stopping, self.check_every = max_skipped_steps, stopping, check_every
         self.held_out = held_out_dataset
         self.meter, self._current = Meter(), Accumulated()
@@ -120,6 +127,8 @@ class NGDiffTrainer(SealedTrainer):
         collator = data_collator or PairCollator(self.pad)
         super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=collator, **kwargs)
         refuse_deepspeed(self.accelerator)
+        if self.is_fsdp_enabled:
+            self._check_sharded(args.gradient_accumulation_steps)
         self.u = torch.rand(model.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(args.seed))
         self.add_callback(Watch(self))
 
@@ -133,6 +142,18 @@ class NGDiffTrainer(SealedTrainer):
             )
         if ours and self.objectives["forget"].rows != "answer" and dataset.refusals is None:
             raise ValueError("refusal_dataset: found none, and the forget objective teaches refusals; give one a forget row")
+
+    def _check_sharded(self, accumulation: int) -> None:
+        """Refuse what FSDP2 cannot do here yet, and would do wrong without a word."""
+        referring = any(objective.reference for objective in self.objectives.values())
+        found = {
+            f"gradient_accumulation_steps: found {accumulation}": accumulation > 1,  # it would mix the tasks' gradients
+            "forget, retain: found an objective that compares with the model before unlearning": referring,
+            "stopping: found criteria": self.stopping is not None and self.stopping.active,
+        }
+        for what, holds in found.items():
+            if holds:
+                raise ValueError(f"{what}, which does not go with FSDP in this Trainer; leave it out, or use DDP")
 
     # What Trainer asks for
 
@@ -177,6 +198,8 @@ class NGDiffTrainer(SealedTrainer):
 
         A batch then counts by its share, so that the gradient is that of one large batch, however it is split.
         """
+        if self.control.should_training_stop:  # by a criterion, before the first step
+            return [], None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
@@ -274,16 +297,33 @@ class NGDiffTrainer(SealedTrainer):
     def before_training(self, checkpoint: Path | None) -> None:
         """Ask the model, as it still is, for all that the objectives will compare with."""
         referring = {task: objective for task, objective in self.objectives.items() if objective.reference}
-        if referring:
+        if referring and self._said is None:  # a second call would ask a model that has changed
             model = self.accelerator.unwrap_model(self.model)
-            self._said = Said(self.reference_folder, model, self.pad, self.compute_loss_context_manager)
+            self._said = Said(self.reference_folder, model, self.pad, self.accelerator.autocast, self.args.bf16)
             dataset: Any = self.train_dataset
             rows = {"retain": dataset.retain, "forget": dataset.forget, "refusal": dataset.refusals}
             for task, objective in referring.items():
                 for part in _parts(task, objective):
                     self._said.ask(objective, rows[part], self.args.per_device_eval_batch_size)
         if self.stopping is not None and checkpoint is not None:
-            self.stopping.load_state_dict(torch.load(checkpoint / STOPPING, weights_only=True))
+            self._restore_stopping(checkpoint / STOPPING)
+
+    def _restore_stopping(self, file: Path) -> None:
+        assert self.stopping is not None
+        if file.is_file():
+            self.stopping.load_state_dict(torch.load(file, weights_only=True))
+        else:
+            logger.warning(f"{file}: missing, for the run had no stopping criteria; they begin with this checkpoint")
+
+    def begin(self) -> None:
+        """Forget what an interrupted call of `train` has left of a step."""
+        self.meter, self._current = Meter(), Accumulated()
+        self.own_optimizer.zero_grad()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a criterion has fired, in this process or before the checkpoint that the run goes on from."""
+        return self.stopping is not None and self.stopping.fired is not None
 
     def complete(self, checkpoint: Path) -> None:
         """Put into a checkpoint what the stopping criteria have seen."""
@@ -297,7 +337,9 @@ class NGDiffTrainer(SealedTrainer):
         dataset: Any = self.train_dataset
         forget = self._mean_over(dataset.forget, lambda nll: torch.exp(-nll))
         retain = self._mean_over(self.held_out or dataset.retain, lambda nll: nll)
-        return self.stopping.check(self.accelerator.unwrap_model(self.model), self.state.global_step, forget, retain)
+        # Processes must decide alike: roundings may differ between them.
+        means = self.accelerator.reduce(torch.tensor([forget, retain], device=self.args.device), "mean").tolist()
+        return self.stopping.check(self.accelerator.unwrap_model(self.model), self.state.global_step, *means)
 
     @torch.no_grad()
     def _mean_over(self, rows: Sequence[Row], of: Callable[[Tensor], Tensor]) -> float:
@@ -316,6 +358,10 @@ def _check_args(args: TrainingArguments, max_skipped_steps: int, check_every: in
         raise ValueError("fp16: found True, whose loss scaling knows one backward a step; use bf16=True")
     if args.n_gpu > 1:
         raise ValueError(f"n_gpu: found {args.n_gpu} in one process, and DataParallel cannot hold two gradients; use torchrun")
+    if args.label_smoothing_factor:
+        raise ValueError(f"label_smoothing_factor: found {args.label_smoothing_factor}, which no objective knows; leave it out")
+    if args.push_to_hub and str(getattr(args.hub_strategy, "value", args.hub_strategy)) in ("checkpoint", "all_checkpoints"):
+        raise ValueError("hub_strategy: uploads of checkpoints may meet half of one; use 'end' or 'every_save'")
     for name, value in (("max_skipped_steps", max_skipped_steps), ("check_every", check_every)):
         if value < 1:
             raise ValueError(f"{name}: found {value}; give a whole number >= 1")
@@ -332,7 +378,23 @@ def _paired(forget: Any, retain: Any, refusals: Any) -> PairedRows:
     for name, rows in (("forget", forget), ("retain", retain)):
         if rows is None:
             raise ValueError(f"{name}_dataset: found none; give the rows of both tasks, or a train_dataset of pairs")
+    for name, rows in (("forget", forget), ("retain", retain), ("refusal", refusals or ())):
+        for i, row in enumerate(rows):
+            if wrong := _wrong(row):
+                raise ValueError(f"{name}_dataset: row {i} {wrong}")
     return PairedRows(forget, retain, refusals)
+
+
+def _wrong(row: Row) -> str | None:
+    """What is wrong with a row, if anything is."""
+    labels = row.get("labels", row["input_ids"])
+    if len(labels) != len(row["input_ids"]):
+        return f"has {len(labels)} labels for {len(row['input_ids'])} input_ids; give one each"
+    if not any(label != IGNORE for label in labels[1:]):  # nothing predicts the first token
+        return f"has no scored token among {len(labels)}; leave it out"
+    if not all(row.get("attention_mask", ())):
+        return "is padded; give it without padding, which batches add"
+    return None
 
 
 def _parts(task: str, objective: Objective) -> list[str]:

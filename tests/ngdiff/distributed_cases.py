@@ -465,7 +465,7 @@ def llama(code: str) -> Tensor:
     return torch.cat([whole(p).flatten() for p in model.parameters()])
 
 
-def by_trainer(folder: str, batch: int, accumulate: int, **options: Any) -> dict[str, Any]:
+def by_trainer(folder: str, batch: int, accumulate: int, best: bool = False, **options: Any) -> dict[str, Any]:
     """A Llama after one pass of `NGDiffTrainer`, with what this rank has seen."""
     import tiny
     from accelerate.state import AcceleratorState, GradientState
@@ -475,9 +475,11 @@ def by_trainer(folder: str, batch: int, accumulate: int, **options: Any) -> dict
     GradientState._reset_state()
     arguments = TrainingArguments(
         folder, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, num_train_epochs=1, logging_steps=1,
-        use_cpu=True, report_to=[], disable_tqdm=True, lr_scheduler_type="constant", save_strategy="epoch",
+        use_cpu=True, report_to=[], disable_tqdm=True, lr_scheduler_type="constant", save_strategy="steps", save_steps=1,
+        eval_strategy="steps" if best else "no", eval_steps=1, load_best_model_at_end=best, save_total_limit=2,
     )  # fmt: skip
     model, seen = tiny.llama(), []
+    options |= {"eval_dataset": tiny.rows(4, 3)} if best else {}
     rows = {"forget_dataset": tiny.rows(16, 1), "retain_dataset": tiny.rows(24, 2)}
     trainer = ngdiff.NGDiffTrainer(model, arguments, **rows, **options)
     step = trainer.training_step

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,49 @@ def test_what_the_stopping_criteria_have_seen_survives(tmp_path: Path) -> None:
     assert same(state(resumed)["weights"], state(whole)["weights"])
 
 
+@pytest.mark.parametrize("after", [1, 4])
+def test_a_run_that_was_stopped_does_not_go_on(tmp_path: Path, after: int) -> None:
+    """Whether its last checkpoint is of the step that it ended with, or the criterion fires again behind an earlier one."""
+
+    def stopped(folder: Path) -> Any:
+        criteria = StoppingCriteria(forget_target=1e-3)
+        options = {"num_train_epochs": 9, "save_steps": after, "lr_scheduler_type": "constant"}
+        return run(folder, lr=0.3, stopping=criteria, check_every=1, arguments=options)
+
+    whole = stopped(tmp_path)
+    whole.train()
+    end = whole.state.global_step
+    assert 4 < end < 27
+    again = stopped(tmp_path)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == end
+    assert same(state(again)["weights"], state(whole)["weights"])
+
+
+def test_references_stay_those_of_the_model_that_was_given(tmp_path: Path) -> None:
+    """Also where the same trainer goes on, whose model has changed."""
+    first = run(tmp_path / "cut", "references", stop=3)
+    first.train()
+    first.remove_callback(StopAfter)
+    first.train(resume_from_checkpoint=True)
+    whole = run(tmp_path / "whole", "references")
+    whole.train()
+    assert same(state(first)["weights"], state(whole)["weights"])
+
+
+def test_what_an_interrupted_step_left_is_forgotten(tmp_path: Path) -> None:
+    trainer = run(tmp_path / "cut", stop=2)
+    trainer.train()
+    optimizer = trainer.own_optimizer
+    with optimizer.task("retain"):
+        trainer.model(input_ids=torch.tensor([[1, 2, 3]])).logits.sum().backward()  # and then an error, or Ctrl-C
+    trainer.remove_callback(StopAfter)
+    trainer.train(resume_from_checkpoint=True)
+    whole = run(tmp_path / "whole")
+    whole.train()
+    assert same(state(trainer)["weights"], state(whole)["weights"])
+
+
 # Killed at any moment
 
 
@@ -127,6 +171,11 @@ def forked(work: Callable[[], None]) -> int:
             traceback.print_exc()
             os._exit(1)
     return child
+
+
+def exited(child: int) -> bool:
+    """Whether the process is done, which `finished` must still be told."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def finished(child: int) -> int:
@@ -149,12 +198,20 @@ def test_killed_at_random_moments(tmp_path: Path, name: str) -> None:
     whole = run(tmp_path / "whole", name, **steps)
     whole.train()
     step, random_numbers = (time.monotonic() - begin) / 24, random.Random(name)
+    statuses, reached = [], []
     for _ in range(kills):
-        child = forked(go_on)
-        time.sleep(random_numbers.uniform(0.2, 4) * step)
+        child, before = forked(go_on), checkpoints.saved(tmp_path / "killed")
+        # At any moment of the start, or of the steps and savings behind the first checkpoint.
+        while len(statuses) % 3 and checkpoints.saved(tmp_path / "killed") == before and not exited(child):
+            time.sleep(step / 20)
+        time.sleep(random_numbers.uniform(0, 2) * step)
         os.kill(child, signal.SIGKILL)
-        assert finished(child) in (-signal.SIGKILL, 0)
-        assert all(checkpoints.damage(path) is None for path in checkpoints.saved(tmp_path / "killed"))
+        statuses.append(finished(child))
+        found = checkpoints.saved(tmp_path / "killed")
+        assert all(checkpoints.damage(path) is None for path in found)
+        reached.append(int(found[-1].name.removeprefix("checkpoint-")) if found else 0)
+    assert set(statuses) <= {-signal.SIGKILL, 0} and statuses.count(-signal.SIGKILL) >= 5  # most met a run under way,
+    assert sum(0 < step < 24 for step in set(reached)) >= 2  # and several went on from another's checkpoint
     assert finished(forked(go_on)) == 0
     assert same(torch.load(end, weights_only=False), state(whole))
 
@@ -178,9 +235,12 @@ def test_told_to_end(tmp_path: Path, number: int) -> None:
     assert child.wait(60) != 0
     found = checkpoints.newest(tmp_path / "told")
     assert found is not None
-    resumed = run(tmp_path / "told", arguments={"num_train_epochs": 2})
+    passes = {"num_train_epochs": int(found.name.removeprefix("checkpoint-")) // 3 + 2}  # the automatic rate knows no end
+    resumed = run(tmp_path / "told", arguments=passes)
     resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step >= 6
+    whole = run(tmp_path / "whole", arguments=passes | {"save_strategy": "no"})
+    whole.train()
+    assert same(state(resumed), state(whole))
 
 
 # A disk that is full
@@ -197,9 +257,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
             run(tmp_path).train(resume_from_checkpoint=True)
         except CheckpointError as error:
             line = str(error)
-            good = (
-                "checkpoint-3: cannot be written" in line and "the checkpoint before it is whole" in line and "\n" not in line
-            )
+            good = "checkpoint-3: cannot be written" in line and "what was saved is whole" in line and "\n" not in line
             os._exit(0 if good else 3)
         os._exit(4)
 
@@ -229,14 +287,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_tmpfs(small_disk: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"cannot be written .*make room and resume") as error:
+    with pytest.raises(CheckpointError, match=r"cannot be written .*make room or mend that and resume") as error:
         run(small_disk, arguments={"save_total_limit": 50, "num_train_epochs": 20}).train()
     assert "\n" not in str(error.value)
     kept = checkpoints.saved(small_disk)
     assert kept and all(checkpoints.damage(path) is None for path in kept)
-    resumed = run(small_disk, arguments={"save_total_limit": 2})
+    for path in kept[:-1]:  # the user makes room
+        shutil.rmtree(path)
+    resumed = run(small_disk, arguments={"save_total_limit": 2, "num_train_epochs": 20})
     resumed.train(resume_from_checkpoint=True)
-    assert len(checkpoints.saved(small_disk)) <= max(2, len(kept))
+    assert len(checkpoints.saved(small_disk)) == 2
 
 
 # Two runs, damage
@@ -246,6 +306,16 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     with checkpoints.locked(tmp_path), pytest.raises(CheckpointError, match=rf"another run \(process {os.getpid()}\) writes"):
         run(tmp_path).train()
     run(tmp_path, stop=1).train()
+
+
+def test_checkpoints_of_a_run_before_are_neither_written_over_nor_taken(tmp_path: Path) -> None:
+    run(tmp_path, stop=2).train()
+    before = (tmp_path / "checkpoint-1" / "model.safetensors").read_bytes()
+    for resume in (None, str(tmp_path / "checkpoint-1")):
+        with pytest.raises(CheckpointError, match="checkpoint-2: of a run before; go on from it"):
+            run(tmp_path, lr=0.5).train(resume_from_checkpoint=resume)
+    assert (tmp_path / "checkpoint-1" / "model.safetensors").read_bytes() == before
+    run(tmp_path, arguments={"save_strategy": "no"}).train()  # writes none
 
 
 def test_a_dead_process_holds_no_lock(tmp_path: Path) -> None:
@@ -377,6 +447,14 @@ def test_too_many_in_a_row_end_the_run(tmp_path: Path) -> None:
         trainer.train()
     assert "\n" not in str(error.value)
     assert trainer.state.global_step == 9  # steps 6, 7 and 8 were refused, and are looked at one step later
+
+
+def test_a_run_of_which_no_step_was_taken_is_no_success(tmp_path: Path) -> None:
+    model = tiny.llama()
+    trainer = run(tmp_path, model=model)  # of 6 steps, fewer than the limit
+    trainer.add_callback(Poison(model, set(range(6))))
+    with pytest.raises(RuntimeError, match="not finite for 6 steps in a row"):
+        trainer.train()
 
 
 def test_another_kind_of_error_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

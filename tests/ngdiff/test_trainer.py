@@ -129,6 +129,15 @@ def test_references_are_those_of_the_model_before_the_first_step(tmp_path: Path)
     assert second["forget_loss"] != pytest.approx(first["forget_loss"], rel=1e-3)
 
 
+def test_references_have_the_precision_of_the_steps(tmp_path: Path) -> None:
+    """Under autocast too the model is at no distance from itself, to float32's rounding of equal 16-bit logits."""
+    for half in (False, True):  # a folder of references that serves both
+        run = trainer(tmp_path, retain="kl", rule="gdiff-0.5", base="sgd", lr=0.1, of_arguments={"bf16": half})
+        run.train()
+        first = next(entry for entry in run.state.log_history if "loss" in entry)
+        assert abs(first["retain_loss"]) < 1e-5
+
+
 # Around the step
 
 
@@ -211,7 +220,7 @@ def test_bfloat16_weights(tmp_path: Path, low_precision: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's, for the newest transformers
 def test_lora(tmp_path: Path) -> None:
-    """Only the adapters move, and evaluation of the merged model sees them."""
+    """Only the adapters move."""
     peft = pytest.importorskip("peft")
     base = tiny.llama()
     model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
@@ -257,6 +266,17 @@ def test_it_stops_at_the_forget_target(tmp_path: Path) -> None:
     assert stopping.fired == FORGOTTEN
     assert run.state.global_step < 120
     assert [step for step, _, _ in stopping.checks] == list(range(0, run.state.global_step + 1, 2))
+
+
+@pytest.mark.parametrize("criteria", [{"forget_target": 1.0}, {"retain_budget": 1e-3}])
+def test_it_takes_no_step_where_there_is_nothing_to_do(tmp_path: Path, criteria: dict[str, float]) -> None:
+    """Forgotten already, or over the budget from the beginning."""
+    model, stopping = tiny.llama(), StoppingCriteria(**criteria)
+    run = trainer(tmp_path, model, base="sgd", stopping=stopping)
+    run.train()
+    assert stopping.fired is not None
+    assert run.state.global_step == 0
+    assert equal(model, tiny.llama())
 
 
 def test_it_restores_the_best_weights_when_over_budget(tmp_path: Path) -> None:
@@ -308,6 +328,12 @@ def test_padding_is_told_by_length_and_not_by_id() -> None:
         ({"train_dataset": [], "retain": "kl"}, "train_dataset: these objectives"),
         ({"max_skipped_steps": 0}, "max_skipped_steps: found 0"),
         ({"check_every": 0}, "check_every: found 0"),
+        ({"optimizers": (None, None)}, "optimizers: found one"),
+        ({"of_arguments": {"label_smoothing_factor": 0.1}}, "label_smoothing_factor: found 0.1"),
+        ({"retain_dataset": [*RETAINING, {"input_ids": [1, 2], "labels": [1, -100]}]}, "retain_dataset: row 20 has no scored"),
+        ({"forget_dataset": [{"input_ids": [5]}]}, "forget_dataset: row 0 has no scored token among 1"),
+        ({"forget_dataset": [{"input_ids": [5, 6], "labels": [5]}]}, "row 0 has 1 labels for 2 input_ids"),
+        ({"forget_dataset": [{"input_ids": [5, 6], "attention_mask": [0, 1]}]}, "row 0 is padded"),
         ({"of_arguments": {"fp16": True}}, "fp16: found True"),
     ],
 )
