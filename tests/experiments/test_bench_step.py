@@ -36,7 +36,7 @@ def test_it_times_both_ways_in_alternation(tmp_path: Path, monkeypatch: pytest.M
     assert taken[0][1].shape == (2, 8)
     ratios = [b / a for a, b in zip(found["seconds"][GDIFF], found["seconds"][NGDIFF], strict=True)]
     assert len(ratios) == 2 and found["ratio"] == median(ratios)
-    assert found["refreshes"] == [1, 0]  # at steps 4 and 8 of 9, the first three being the warm-up: 0, 1, 2; then 4; then 8
+    assert found["refreshes"] == [1, 1]  # the automatic rate looks at steps 0, 1, 2, which warm up, then at 4 and 8
     stored = read_json(tmp_path / "step.json")
     assert stored["ratio"] == found["ratio"]
     model = bench_step.GDiff(Workload("tiny"), torch.device("cpu")).model
