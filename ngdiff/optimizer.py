@@ -53,8 +53,8 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
 
     Under torch.distributed the step is that of one process with the batches of all ranks, if these are equally large, and the
     same on every rank. Works with DDP and with FSDP2, whose shards stay where they are. Losses and probes are those of a rank;
-    the optimizer averages them. The last backward of every task must synchronize
-    gradients, and under FSDP2 every one if the tasks take turns: what is not synchronized would go to both.
+    the optimizer averages them. The last backward of every task must synchronize gradients, and under FSDP2 every one if the
+    tasks take turns: what is not synchronized would go to both.
 
     Args:
         params: parameters or param groups, as for torch.optim. Frozen parameters are left out.

@@ -1,6 +1,7 @@
 """The cost of NGDiff's step: two backwards and a rate now and then, beside GDiff's one backward of the weighted sum."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class Workload:
             raise UserError(f"--size: unknown value {self.size!r}; choose one of {', '.join(SIZES)}")
 
 
-class Way:
+class Way(ABC):
     """A model of its own, and one way to take a step with it."""
 
     def __init__(self, workload: Workload, device: torch.device):
@@ -61,9 +62,9 @@ class Way:
         with autocast(ids.device):
             return self.model(input_ids=ids, labels=ids, use_cache=False).loss
 
+    @abstractmethod
     def step(self, retain: Tensor, forget: Tensor) -> None:
         """One step."""
-        raise NotImplementedError
 
 
 class GDiff(Way):
