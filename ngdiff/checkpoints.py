@@ -13,7 +13,8 @@ from ngdiff.files import read_json, sync, write_json
 SEAL = "sha256.json"  # of every file of a checkpoint, written last
 LOCK = ".lock"
 PREFIX = "checkpoint-"
-# Where the next checkpoint is written, kept from uploads by its name. A killed run may leave one, which the next run removes.
+# Where the next checkpoint is written and an old one is removed, kept from uploads by its name. A killed run may leave it, and
+# the next run removes it.
 STAGING = "_saving"
 
 
@@ -121,15 +122,17 @@ def discard(folder: Path) -> None:
 def rotate(folder: Path, limit: int | None, keep: Path | None = None) -> None:
     """Remove the oldest checkpoints until at most `limit` are left, `keep` not counted among those to remove.
 
-    Each one first loses its seal, so that a half-removed one is not taken for a whole one.
+    Each one first loses its name, so that a run killed meanwhile leaves no half-removed checkpoint to be seen.
     """
     if limit is None or limit <= 0:
         return
     found = [path for path in saved(folder) if keep is None or path.resolve() != keep.resolve()]
     spare = len(found) + (keep is not None) - limit
     for path in found[: max(0, min(spare, len(found) - 1))]:  # never the newest: it is what a killed run goes on from
-        (path / SEAL).unlink(missing_ok=True)
-        shutil.rmtree(path)
+        removed = folder / STAGING / f"removed-{path.name}"
+        removed.parent.mkdir(exist_ok=True)
+        os.replace(path, removed)
+        shutil.rmtree(removed)
 
 
 @contextmanager

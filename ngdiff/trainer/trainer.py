@@ -47,7 +47,8 @@ class NGDiffTrainer(SealedTrainer):
     retain_loss - forget_loss.
 
     Checkpoints are whole or absent and carry the hashes of their files. A run that was killed goes on from the newest whole one
-    (`resume_from_checkpoint=True`) and, on the same machine, ends with the same bits as one that was not.
+    (`resume_from_checkpoint=True`) and, on the same machine with as many threads, ends with the
+    same bits as one that was not.
 
     Args:
         model: of transformers, or a PEFT model, in float32 or bfloat16.

@@ -221,7 +221,8 @@ def test_told_to_end(tmp_path: Path, number: int) -> None:
     """A process of its own, as from a shell: the next one goes on to the end."""
     script = tmp_path / "run.py"
     script.write_text(
-        "import signal; from pathlib import Path; import test_checkpoints as t\n"
+        "import signal; from pathlib import Path; import torch; import test_checkpoints as t\n"
+        f"torch.set_num_threads({torch.get_num_threads()})  # sums in the same order as the runs below\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # in background jobs of a shell it is ignored\n"
         f"t.run(Path({str(tmp_path / 'told')!r}), arguments={{'num_train_epochs': 200}}).train(resume_from_checkpoint=True)\n"
     )
@@ -297,6 +298,27 @@ def test_a_full_tmpfs(small_disk: Path) -> None:
     resumed = run(small_disk, arguments={"save_total_limit": 2, "num_train_epochs": 20})
     resumed.train(resume_from_checkpoint=True)
     assert len(checkpoints.saved(small_disk)) == 2
+
+
+def test_an_old_checkpoint_is_whole_until_it_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed where the first file is about to be removed; the next run clears away what is left."""
+    run(tmp_path, stop=3).train()
+    rmtree = shutil.rmtree
+
+    def killed(path: Path, **options: Any) -> None:
+        if path.name.endswith("checkpoint-1"):
+            next(iter(path.iterdir())).unlink()
+            raise KeyboardInterrupt
+        rmtree(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.rotate(tmp_path, 2)
+    monkeypatch.undo()
+    assert [path.name for path in checkpoints.saved(tmp_path)] == ["checkpoint-2", "checkpoint-3"]
+    assert all(checkpoints.damage(path) is None for path in checkpoints.saved(tmp_path))
+    with checkpoints.locked(tmp_path):
+        assert not (tmp_path / checkpoints.STAGING).exists()
 
 
 # Two runs, damage
