@@ -32,6 +32,7 @@ class Plan:
 
     Attributes:
         steps, batch: how many steps at most, and of how many rows a task.
+        retain_batch: of how many rows of the retain task, if not of `batch`.
         target: forget probability to stop at, if any.
         budget: loss on held-out retain rows to stop above, if any.
         check_every: steps from one look at the two to the next.
@@ -44,6 +45,7 @@ class Plan:
     budget: float | None = None
     check_every: int = 10
     schedule: Schedule | None = None
+    retain_batch: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """What the result depends on."""
@@ -142,7 +144,7 @@ class ModelStages:
                 steps = unlearn(
                     model, rows(), method, plan.steps, plan.batch, generator, on_step,
                     cache=cache, stopping=stopping, check_every=plan.check_every, timing=timing, monitor=monitor,
-                    schedule=plan.schedule,
+                    schedule=plan.schedule, retain_batch=plan.retain_batch,
                 )  # fmt: skip
                 records = list(steps)
             self._save(model, folder)

@@ -38,6 +38,7 @@ class BackwardGram:
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(partial(self._accumulated, i))
             for i, parameter in enumerate(self._segment.parameters)
+            if parameter.requires_grad  # it may have been frozen since
         ]
 
     def forget(self) -> None:

@@ -46,6 +46,7 @@ class ShardedSegment(Segment):
         self.gradients = {task: torch.zeros_like(self.theta) for task in tasks}
         self.state: dict[str, Tensor] = {}
         self._gradient_views = {task: self.views(buffer) for task, buffer in self.gradients.items()}
+        self._pending, self._hooks = set(), []
         self._versions = self._edits()
         self._away: Tensor | None = None  # the buffer that keeps the shard while the model computes with another's values
 
@@ -88,9 +89,15 @@ class ShardedSegment(Segment):
             raise self._moved(parameter)
         self._local, self.theta = local, theta
 
-    def check_attached(self, task: str) -> None:
+    def attach(self, task: str, fresh: bool = False) -> None:
+        """As in `Segment`. The buffer is cleared: FSDP2 reduces into it, and autograd has no part in that."""
+        if fresh:
+            self.gradients[task].zero_()
+        super().attach(task)
+
+    def settle(self, task: str) -> None:
         """As in `Segment`. The first forward may have moved the shard."""
-        super().check_attached(task)
+        super().settle(task)
         self._check_in_place()
 
     def _edits(self) -> list[int]:

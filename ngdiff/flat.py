@@ -1,6 +1,7 @@
 """Parameters as views of one contiguous buffer, so that a step is a few passes over memory and not a loop over tensors."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -8,6 +9,7 @@ from ngdiff_kernels import compute_dtype
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils.dlpack import from_dlpack, to_dlpack
+from torch.utils.hooks import RemovableHandle
 
 ALIGNMENT = 64  # bytes: a cache line, and a multiple of the 16-byte vector loads of GPUs
 
@@ -38,6 +40,8 @@ class Segment:
         self.gradients = {task: torch.zeros_like(self.theta) for task in tasks}
         self._versions = self._edits()
         self._gradient_views = {task: self.views(buffer) for task, buffer in self.gradients.items()}
+        self._pending: set[int] = set()  # parameters whose place in the buffer still holds what was there before the task
+        self._hooks: list[RemovableHandle] = []
 
     def views(self, buffer: Tensor) -> list[Tensor]:
         """`buffer`, shape (n,), seen as one tensor a parameter."""
@@ -55,8 +59,13 @@ class Segment:
         for parameter, value in zip(self.parameters, self.views(buffer), strict=True):
             parameter.data = _with_own_storage(value)
 
-    def attach(self, task: str) -> None:
+    def attach(self, task: str, fresh: bool = False) -> None:
         """Let backward accumulate into the buffer of `task`.
+
+        Args:
+            task: whose buffer.
+            fresh: begin from zero. The buffer is not cleared for it: the first gradient of each parameter is copied there and
+                not added, which moves half as much memory.
 
         Raises:
             RuntimeError: a parameter no longer lies in the flat buffer, or holds a gradient from outside a task.
@@ -69,8 +78,27 @@ class Segment:
                     "call backward inside `with optimizer.task(...)`"
                 )
         self._follow_edits()
-        for parameter, view in zip(self.parameters, self._gradient_views[task], strict=True):
+        if fresh:
+            self._await_gradients(task)
+        else:
+            for parameter, view in zip(self.parameters, self._gradient_views[task], strict=True):
+                parameter.grad = view
+
+    def _await_gradients(self, task: str) -> None:
+        self._pending = set(range(len(self.parameters)))
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(partial(self._take_over, task, i))
+            for i, parameter in enumerate(self.parameters)
+            if parameter.requires_grad  # it may have been frozen since
+        ]
+
+    def _take_over(self, task: str, i: int, parameter: Tensor) -> None:
+        """Move the first gradient of parameter i into the buffer, where those after it are added. Called by autograd."""
+        gradient, view = parameter.grad, self._gradient_views[task][i]
+        if i in self._pending and gradient is not None and not gradient.requires_grad:  # with a graph it cannot be moved
+            view.copy_(gradient.to_dense() if gradient.is_sparse else gradient)
             parameter.grad = view
+            self._pending.discard(i)
 
     def _check_in_place(self) -> None:
         for parameter, value in zip(self.parameters, self._values, strict=True):
@@ -100,9 +128,17 @@ class Segment:
             self.state["master"].copy_(torch.where(edited, self.theta, self.state["master"]))
         self._versions = versions
 
-    def check_attached(self, task: str) -> None:
-        """Raise RuntimeError if a gradient went elsewhere since `attach`, as after zero_grad() inside a task."""
-        for parameter, view in zip(self.parameters, self._gradient_views[task], strict=True):
+    def settle(self, task: str) -> None:
+        """Clear the gradients of what backward has not reached, so that the buffer holds the gradient of the task.
+
+        Raises:
+            RuntimeError: a gradient went elsewhere since `attach`, as after zero_grad() inside a task.
+        """
+        for i, (parameter, view) in enumerate(zip(self.parameters, self._gradient_views[task], strict=True)):
+            if i in self._pending and parameter.grad is None:
+                view.zero_()
+                continue
+            self._take_over(task, i, parameter)  # DDP sets a gradient without autograd where only other ranks have one
             if parameter.grad is not view:
                 raise RuntimeError(
                     f"the gradient of a parameter of shape {tuple(parameter.shape)} was replaced inside task {task!r}; "
@@ -111,6 +147,9 @@ class Segment:
 
     def detach(self) -> None:
         """End what `attach` began."""
+        self._pending = set()
+        while self._hooks:
+            self._hooks.pop().remove()
         for parameter in self.parameters:
             parameter.grad = None
 

@@ -228,22 +228,19 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         self._build()
         self._check_parameters()
         fresh = name not in self._ready
-        if fresh:
-            for segment in self._all_segments():
-                segment.gradients[name].zero_()
         self._ready.discard(name)
         with ExitStack() as stack:
-            for products in (self._products or {}).values():
+            for segment in self._all_segments():
+                segment.attach(name, fresh)
+                stack.callback(segment.detach)
+            for products in (self._products or {}).values():  # after the gradient is in its place: hooks run in order
                 products.begin(taking=bool(self._ready), fresh=fresh)
                 stack.callback(products.end)
-            for segment in self._all_segments():
-                segment.attach(name)
-                stack.callback(segment.detach)
             self._open = name
             stack.callback(setattr, self, "_open", None)
             yield
             for segment in self._all_segments():
-                segment.check_attached(name)
+                segment.settle(name)
         self._ready.add(name)
 
     def zero_grad(self, set_to_none: bool = True) -> None:

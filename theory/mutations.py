@@ -65,7 +65,7 @@ MUTATIONS = (
     Mutation("slope from one side", RATE, "(plus - minus) / (2 * h)", "(plus - zero) / h"),
     Mutation("probes exchanged", RATE, "return loss_at(-h), zero, loss_at(h)", "return loss_at(h), zero, loss_at(-h)"),
     Mutation("noise called curvature", RATE, "floor = 4 * unit_roundoff", "floor = 0.5 * unit_roundoff"),
-    Mutation("gradients of the last step kept", "ngdiff/optimizer.py", "segment.gradients[name].zero_()", "pass"),
+    Mutation("gradients of the last step kept", "ngdiff/optimizer.py", "fresh = name not in self._ready", "fresh = False"),
     Mutation("random rounding to nearest", REFERENCE, "nearest = seed is None or", "nearest = True or"),
     Mutation("master weights not advanced", REFERENCE, 'advanced["master"] = new', "pass"),
 )

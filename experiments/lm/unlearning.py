@@ -85,11 +85,12 @@ def unlearn(
     timing: Timing | None = None,
     monitor: Monitor | None = None,
     schedule: Schedule | None = None,
+    retain_batch: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Unlearn in place, and yield a record of each step after it is taken.
 
     The rows of a step depend on the generator alone, so every method that gets an equal generator sees equal batches: the
-    forget rows in shuffled passes, and `batch` retain rows (or all, if fewer) drawn uniformly.
+    forget rows in shuffled passes, and the retain rows (or all, if fewer than asked for) drawn uniformly.
 
     Args:
         model: of transformers, on its device.
@@ -104,6 +105,8 @@ def unlearn(
         timing: filled in.
         monitor: looks at the model now and then; its time is not the run's.
         schedule: whose warm-up and decay constant rates follow (an automatic one sets itself), and whose weight decay is used.
+        retain_batch: rows of the retain task in each step, where they are not as many as those of the forget task. More of
+            them make g_R, and an automatic rate, speak for more of what is to be kept.
 
     Yields:
         step, both losses (before the step), both gradient norms, cosine, c (weight of the retain task in the paper's
@@ -111,7 +114,9 @@ def unlearn(
     """
     begin, timing, watching = time.perf_counter(), timing or Timing(), 0.0
     model.train()
-    run = _Run(model, rows, method, batch, generator, cache, schedule.weight_decay if schedule else 0.0)
+    run = _Run(
+        model, rows, method, (batch, retain_batch or batch), generator, cache, schedule.weight_decay if schedule else 0.0
+    )
     for step in range(steps + 1):
         if monitor is not None:
             before = time.perf_counter()
@@ -139,12 +144,13 @@ class _Run:
         model: Any,
         rows: Rows,
         method: Method,
-        batch: int,
+        batches: tuple[int, int],
         generator: torch.Generator,
         cache: ReferenceCache | None,
         weight_decay: float,
     ):
-        self.model, self.rows, self.batch, self.generator = model, rows, batch, generator
+        self.model, self.rows, self.generator = model, rows, generator
+        batch, self.retain_batch = batches
         self.own = torch.Generator().manual_seed(generator.initial_seed() ^ OWN)
         u = torch.rand(model.config.get_text_config().hidden_size, generator=self.own)
         self.retain = TaskLoss(RETAIN[method.retain], model, rows.retain, None, rows.pad, cache)
@@ -181,7 +187,7 @@ class _Run:
         return fmean(math.exp(-x) for x in nll[: len(forget)]), fmean(nll[len(forget) :])
 
     def _drawn(self, generator: torch.Generator) -> list[int]:
-        return torch.randperm(len(self.rows.retain), generator=generator, device="cpu")[: self.batch].tolist()
+        return torch.randperm(len(self.rows.retain), generator=generator, device="cpu")[: self.retain_batch].tolist()
 
     def _other_batch(self) -> Any:
         from transformers import BatchEncoding

@@ -34,7 +34,8 @@ def muse(
         float | None, typer.Option(help="Rate of methods without their own. Default: 1e-4 from scratch, 1e-5 pretrained.")
     ] = None,
     unlearn_epochs: Annotated[int, typer.Option(help="Passes over the forget texts.")] = 10,
-    batch: Annotated[int | None, typer.Option(help="Rows a task in each step. Default: 4 from scratch, 32 pretrained.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Forget rows in each step. Default: 4 from scratch, 32 pretrained.")] = None,
+    retain_batch: Annotated[int | None, typer.Option(help="Retain rows in each step. Default: as many as forget rows.")] = None,
     fold_methods: Annotated[
         str | None,
         typer.Option(help="Methods that unlearn the folds too; '' for none. Default: NGDiff, GA and GDiff of the above."),
@@ -66,6 +67,7 @@ def muse(
         rate=rate,
         unlearn_epochs=unlearn_epochs,
         batch=batch,
+        retain_batch=retain_batch,
         fold_methods=None if fold_methods is None else split(fold_methods),
         seed=seed,
     )

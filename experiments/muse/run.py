@@ -142,7 +142,8 @@ class MuseRun:
     def _unlearned(self, start: Path | str, texts: Texts, method: Method, level: float | None, prefix: str = "unlearn") -> Path:
         """Folder of the model after the whole budget; with a `level`, in it the first epoch whose KnowMem is at most that."""
         s, rows = self.settings, self._rows(texts)
-        epoch = math.ceil(len(rows) / s.row_batch)
+        batch, retain_batch = s.batches
+        epoch = math.ceil(len(rows) / batch)
         inputs: dict[str, Any] = {"rows": text_hash(text.text for text in texts), "level": level}
         if s.own_rules:
             inputs["own_rules"] = load_rules(s.own_rules)  # what the file says now
@@ -150,7 +151,7 @@ class MuseRun:
             start,
             lambda: Rows(rows, self._rows(self.data.retain), self.pad),
             method,
-            Plan(s.unlearn_epochs * epoch, s.row_batch),
+            Plan(s.unlearn_epochs * epoch, batch, retain_batch=retain_batch),
             inputs,
             None if level is None else lambda model: Monitor(epoch, self._look, partial(_first_at_or_below, level)),
             prefix,

@@ -34,7 +34,8 @@ class Settings:
         base: base optimizer of the methods without one.
         rate: learning rate of the methods without one; None takes MUSE's 1e-5, or 1e-4 for models from scratch.
         unlearn_epochs: passes over the forget rows; MUSE's are 10.
-        batch: rows a task in each step; None takes MUSE's 32, or 4 for models from scratch.
+        batch: rows of the forget task in each step; None takes MUSE's 32, or 4 for models from scratch.
+        retain_batch: rows of the retain task in each step; None takes as many as of the forget task.
         fold_methods: those of `methods` that unlearn the folds too; empty leaves scalability and sustainability out, None takes
             those of `FOLD_METHODS` that are among `methods`.
         seed: of everything random.
@@ -56,13 +57,14 @@ class Settings:
     rate: float | None = None
     unlearn_epochs: int = MUSE_UNLEARNING.epochs
     batch: int | None = None
+    retain_batch: int | None = None
     fold_methods: tuple[str, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, choices in (("corpus", HUB_IDS), ("size", SIZES), ("base", BASES)):
             checks.one_of(name, getattr(self, name), choices)
-        checks.whole(self, ("epochs", "finetune_batch", "unlearn_epochs", "batch"))
+        checks.whole(self, ("epochs", "finetune_batch", "unlearn_epochs", "batch", "retain_batch"))
         checks.whole(self, ("length",), least=2)  # the first token of a row is not scored
         checks.rates("finetune_lr", [self.finetune_lr])
         checks.rates("rate", [self.rate])
@@ -118,9 +120,10 @@ class Settings:
         return self.length or (MUSE_CHUNK if self.model else LENGTH)
 
     @property
-    def row_batch(self) -> int:
-        """Rows a task in each step."""
-        return self.batch or (MUSE_UNLEARNING.batch if self.model else BATCH)
+    def batches(self) -> tuple[int, int]:
+        """Rows of the forget and of the retain task in each step."""
+        forget = self.batch or (MUSE_UNLEARNING.batch if self.model else BATCH)
+        return forget, self.retain_batch or forget
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for config.yaml and hashes."""

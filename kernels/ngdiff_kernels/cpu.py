@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ngdiff_kernels import reference
-from ngdiff_kernels.reference import probe_
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -87,6 +86,18 @@ def step_(
         _advance(theta, retain, forget, coefficients.float(), state, hyper, lr)
 
 
+def probe_(
+    out: Tensor, theta: Tensor, d: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any], h: float | Tensor
+) -> None:
+    """As `reference.probe_`."""
+    if theta.dtype != torch.float32:
+        reference.probe_(out, theta, d, state, hyper, h)
+        return
+    constants = _constants(state, hyper)
+    for (o, t, g), piece in _pieces_with_state((out, theta, d), state):
+        _code(_probed, len(theta))(o, t, g, piece, constants, _number(h))
+
+
 def _safe(coefficients: Tensor, buffer: Tensor) -> bool:
     """Whether d can be computed in float32: the buffers are, and no coefficient is far from 1 unless it is 0."""
     near = (coefficients == 0) | ((coefficients > 1 / SAFE) & (coefficients < SAFE))
@@ -102,16 +113,34 @@ def _advance(
     hyper: Mapping[str, Any],
     lr: float | Tensor,
 ) -> None:
-    # Tensors, because a compiled function is compiled again for every new number.
-    rate = torch.as_tensor(lr, dtype=torch.float32)
-    constants = {name: hyper[name] for name in ("base", "momentum", "nesterov", "betas", "eps", "weight_decay")}
-    flat = {name: buffer for name, buffer in state.items() if buffer.dim()}
-    scalars = {name: buffer for name, buffer in state.items() if not buffer.dim()}
-    for t, r, f, *buffers in _pieces(theta, retain, forget, *flat.values()):
-        piece = scalars | dict(zip(flat, buffers, strict=True))
-        _code(_update, len(theta))(t, r, f, coefficients, piece, constants, rate)
+    constants = _constants(state, hyper)
+    for (t, r, f), piece in _pieces_with_state((theta, retain, forget), state):
+        _code(_update, len(theta))(t, r, f, coefficients, piece, constants, _number(lr))
     if "step" in state:
         state["step"].add_(1)
+
+
+def _number(value: float | Tensor) -> Tensor:
+    """As a tensor, because a compiled function is compiled again for every new number."""
+    return torch.as_tensor(value, dtype=torch.float32)
+
+
+def _constants(state: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """What is the same for all elements. Powers are taken here: the compiler would take them anew for every element."""
+    constants = {name: hyper[name] for name in ("base", "momentum", "nesterov", "betas", "eps", "weight_decay")}
+    if hyper["base"] == "adamw":
+        first, second = reference.bias_corrections(state, hyper)
+        constants["corrections"] = (first.float(), second.float())
+    return constants
+
+
+def _pieces_with_state(
+    buffers: tuple[Tensor, ...], state: Mapping[str, Tensor]
+) -> Iterator[tuple[tuple[Tensor, ...], dict[str, Tensor]]]:
+    """The buffers, and the flat entries of the state beside them; its count of steps is in the constants."""
+    flat = {name: buffer for name, buffer in state.items() if buffer.dim()}
+    for pieces in _pieces(*buffers, *flat.values()):
+        yield pieces[: len(buffers)], dict(zip(flat, pieces[len(buffers) :], strict=True))
 
 
 def _pieces(*buffers: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -150,6 +179,11 @@ def _update(
     for name, value in advanced.items():
         state[name].copy_(value)
     theta.sub_(lr * direction)
+
+
+def _probed(out: Tensor, theta: Tensor, d: Tensor, state: dict[str, Tensor], hyper: dict[str, Any], h: Tensor) -> None:
+    direction, _ = reference.DIRECTIONS[hyper["base"]](theta, d, state, hyper)
+    out.copy_(theta + h * direction)
 
 
 def _compiles(n: int) -> bool:

@@ -159,14 +159,20 @@ def _sgd(theta: Tensor, d: Tensor, state: Mapping[str, Tensor], hyper: Mapping[s
     return d + hyper["momentum"] * buffer if hyper["nesterov"] else buffer, {"momentum_buffer": buffer}
 
 
+def bias_corrections(state: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """By what AdamW divides its two moments at the next step, 1 - beta^step: shape () and float64."""
+    beta1, beta2 = hyper["betas"]
+    step = state["step"].double() + 1
+    return 1 - beta1**step, 1 - beta2**step
+
+
 def _adamw(theta: Tensor, d: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> Direction:
     """torch.optim.AdamW: bias-corrected moments, decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101)."""
     beta1, beta2 = hyper["betas"]
-    step = state["step"].double() + 1
+    first, second = hyper.get("corrections") or bias_corrections(state, hyper)
     m = torch.lerp(state["exp_avg"], d, 1 - beta1)
     v = beta2 * state["exp_avg_sq"] + (1 - beta2) * d * d
-    m_hat = m / (1 - beta1**step).to(m.dtype)
-    v_hat = v / (1 - beta2**step).to(v.dtype)
+    m_hat, v_hat = m / first.to(m.dtype), v / second.to(v.dtype)
     direction = m_hat / (v_hat.sqrt() + hyper["eps"]) + hyper["weight_decay"] * theta
     return direction, {"exp_avg": m, "exp_avg_sq": v}
 

@@ -288,6 +288,19 @@ def test_every_method_sees_the_same_batches(model: Any, encoder: Encoder, exampl
     assert len({record["forget_loss"] for record in records[0]}) == 4
 
 
+def test_the_retain_task_may_have_more_rows(model: Any, encoder: Encoder, examples: list[Example]) -> None:
+    """All of them in each step, so that the loss is the same throughout; the forget rows stay those of before."""
+
+    def losses(retain_batch: int | None) -> list[dict[str, Any]]:
+        rows, method = Rows(examples[:5], examples[5:], encoder.pad), Method("gdiff", "sgd", 1e-30)
+        return list(unlearn(model, rows, method, 2, 3, torch.Generator().manual_seed(0), retain_batch=retain_batch))
+
+    few, all_of_them = losses(None), losses(len(examples) - 5)
+    assert few[0]["forget_loss"] == all_of_them[0]["forget_loss"]
+    assert few[0]["retain_loss"] != few[1]["retain_loss"]
+    assert all_of_them[0]["retain_loss"] == pytest.approx(all_of_them[1]["retain_loss"], rel=1e-6)  # summed in another order
+
+
 def test_forget_rows_come_in_whole_passes() -> None:
     from experiments.lm.unlearning import _passes
 

@@ -221,6 +221,18 @@ def test_unlearning_sees_rows_of_the_asked_length(corpus: Path, tmp_path: Path) 
     assert sum(len(row.ids) for row in rows) >= int(words.sum()) - len(rows)  # at most a lone last token a text is left out
 
 
+def test_retain_rows_are_as_many_as_forget_rows_or_as_asked_for(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Settings().batches == (4, 4)
+    assert Settings(batch=2).batches == (2, 2)
+    assert Settings(model="m").batches == (32, 32)
+    made, seen = run(tmp_path, corpus, batch=2, retain_batch=5), []
+    monkeypatch.setattr(made.model_stages, "unlearned", lambda *arguments: seen.append(arguments[3]) or tmp_path)
+    made._unlearned(tmp_path, made.data.forget, Settings().chosen()["ga"], None)
+    assert (seen[0].batch, seen[0].retain_batch) == (2, 5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -229,6 +241,7 @@ def test_unlearning_sees_rows_of_the_asked_length(corpus: Path, tmp_path: Path) 
         (["--methods", "ga,ga"], "--methods: found ga,ga, with a repetition"),
         (["--methods", ""], "--methods: found none"),
         (["--methods", "ga", "--fold-methods", "ngdiff"], "--fold-methods: 'ngdiff' is not among --methods"),
+        (["--retain-batch", "0"], "--retain-batch: found 0; give a whole number >= 1"),
         (["--length", "1"], "--length: found 1; give a whole number >= 2"),
         (["--length", "4096"], "--length: found 4096, the model has 1024 positions"),
         (["--rate", "0"], "--rate: found 0.0; give a learning rate > 0"),

@@ -201,7 +201,7 @@ def test_backward_writes_into_the_buffer_of_the_task():
     segment = built(a, b)
     segment.attach("forget")
     (a.sum() * 2 + b.sum() * 3).backward()
-    segment.check_attached("forget")
+    segment.settle("forget")
     segment.detach()
     assert [view.tolist() for view in segment.views(segment.gradients["forget"])] == [[2.0] * 3, [[3.0] * 2] * 2]
     assert not segment.gradients["retain"].any()
@@ -222,13 +222,41 @@ def test_backwards_accumulate():
     assert segment.views(segment.gradients["retain"])[0].tolist() == [111.0] * 3
 
 
-def test_sparse_gradients_are_accumulated_too():
+def test_a_fresh_task_keeps_nothing_of_before():
+    """Of a parameter that backward reaches, of one that it does not, and of one it reaches again."""
+    a, b = parameter(3), parameter(2, 2)
+    segment = built(a, b)
+    for view in segment.views(segment.gradients["retain"]):
+        view.fill_(math.nan)  # whatever a step or an error has left
+    segment.attach("retain", fresh=True)
+    for factor in (1.0, 10.0):
+        (a.sum() * factor).backward()
+    segment.settle("retain")
+    segment.detach()
+    assert [view.tolist() for view in segment.views(segment.gradients["retain"])] == [[11.0] * 3, [[0.0] * 2] * 2]
+    a.sum().backward()
+    assert a.grad is not None
+    assert a.grad.tolist() == [1.0] * 3  # of its own: no hook has stayed
+
+
+def test_a_gradient_that_autograd_did_not_give_is_taken_over():
+    """As DDP's, where a parameter is used on other ranks alone."""
+    a = parameter(3)
+    segment = built(a)
+    segment.attach("retain", fresh=True)
+    a.grad = torch.full((3,), 2.0)
+    segment.settle("retain")
+    assert segment.views(segment.gradients["retain"])[0].tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_sparse_gradients_are_accumulated_too(fresh):
     embedding = nn.Embedding(4, 2, sparse=True)
     segment = built(embedding.weight)
-    segment.attach("retain")
+    segment.attach("retain", fresh)
     for _ in range(2):
         embedding(torch.tensor([1, 1, 3])).sum().backward()
-    segment.check_attached("retain")
+    segment.settle("retain")
     assert segment.views(segment.gradients["retain"])[0].tolist() == [[0.0] * 2, [4.0] * 2, [0.0] * 2, [2.0] * 2]
 
 
@@ -265,13 +293,27 @@ def test_a_stray_gradient_is_reported():
         segment.attach("retain")
 
 
-def test_a_replaced_gradient_is_reported():
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_replaced_gradient_is_reported(fresh):
     a = parameter(3)
     segment = built(a)
-    segment.attach("retain")
+    segment.attach("retain", fresh)
+    a.sum().backward()
     a.grad = None
     with pytest.raises(RuntimeError, match=r"shape \(3,\) was replaced inside task 'retain'; do not call zero_grad"):
-        segment.check_attached("retain")
+        segment.settle("retain")
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")  # torch's own, of the cycle that detach breaks
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_gradient_with_a_graph_is_reported(fresh):
+    a = parameter(3)
+    segment = built(a)
+    segment.attach("retain", fresh)
+    a.square().sum().backward(create_graph=True)
+    with pytest.raises(RuntimeError, match=r"replaced inside task 'retain'; .* do not use create_graph=True"):
+        segment.settle("retain")
+    segment.detach()
 
 
 # State

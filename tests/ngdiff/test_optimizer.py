@@ -138,6 +138,19 @@ def test_unused_parameters_have_a_zero_gradient():
         assert_within(weights(mine.model), slow.weights(), BOUND)
 
 
+@pytest.mark.parametrize("gram_during_backward", [False, True])
+def test_a_parameter_may_be_frozen_between_steps(gram_during_backward):
+    problem = mlp_problem()
+    frozen, free = (layer.weight for layer in problem.model if isinstance(layer, nn.Linear))
+    optimizer = TwoTaskOptimizer(problem.model.parameters(), lr=LR, gram_during_backward=gram_during_backward)
+    take_step(optimizer, problem)
+    frozen.requires_grad_(False)
+    before, moving = frozen.detach().clone(), free.detach().clone()
+    take_step(optimizer, problem)
+    assert_bitwise_equal(frozen.detach(), before)
+    assert not torch.equal(free, moving)
+
+
 def test_unused_parameters_stay_without_weight_decay():
     problem = mlp_problem()
     problem.model.register_parameter("unused", nn.Parameter(torch.randn(4).double()))
@@ -523,6 +536,7 @@ def test_zero_grad_inside_a_task_is_reported():
     problem = mlp_problem()
     optimizer = make(problem.model)
     with pytest.raises(RuntimeError, match="replaced inside task 'retain'; do not call zero_grad"), optimizer.task("retain"):
+        problem.retain(problem.model).backward()
         optimizer.zero_grad()
         problem.retain(problem.model).backward()
     assert all(p.grad is None for p in problem.model.parameters())
