@@ -68,11 +68,11 @@ class Way(ABC):
 
 
 class GDiff(Way):
-    """What one would write with torch alone: the weighted sum of the losses, and AdamW."""
+    """What one would write with torch alone: the weighted sum of the losses, and AdamW in its fastest form."""
 
     def __init__(self, workload: Workload, device: torch.device):
         super().__init__(workload, device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), RATE, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), RATE, weight_decay=0.0, fused=True)
 
     def step(self, retain: Tensor, forget: Tensor) -> None:
         """Both passes, then one backward."""
