@@ -96,6 +96,23 @@ def test_steps_are_those_of_torch_optim(name):
         assert_within(buffer, theirs.state[parameter][entry], steps * 3 * U32 * 60)
 
 
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_compiler), False])
+@every_hyper
+def test_a_probe_looks_where_the_step_would_go_and_writes_elsewhere(name, compiled, monkeypatch):
+    monkeypatch.setattr(cpu, "SHORT", cpu.ROW if compiled else 2 * N)
+    hyper = HYPERS[name]
+    theta, d, out = torch.randn(N), torch.randn(N), torch.full((N,), float("nan"))
+    state = fresh_state(theta, hyper)
+    for _ in range(2):  # so that moments and the count of steps are not those of the beginning
+        cpu.base_step_(theta, torch.randn(N), TRUE, state, hyper, 0.05)
+    before = [tensor.clone() for tensor in (theta, d, *state.values())]
+    cpu.probe_(out, theta, d, state, hyper, 0.3)
+    for tensor, value in zip((theta, d, *state.values()), before, strict=True):
+        assert_bitwise_equal(tensor, value)
+    cpu.base_step_(theta, d, TRUE, state, hyper, -0.3)
+    assert_within(out, theta, 20 * U32 * 8)  # at most 20 roundings, of terms no larger than 8, as a step has
+
+
 @needs_compiler
 @given(c_r=st.floats(0, 2**90), c_f=st.floats(0, 2**90))
 def test_the_combination(c_r, c_f):
