@@ -44,6 +44,7 @@ class ShardedSegment(Segment):
         self._measure()
         self._local, self.theta = _local(parameter)
         self.gradients = {task: torch.zeros_like(self.theta) for task in tasks}
+        self.rounds = False
         self.state: dict[str, Tensor] = {}
         self._gradient_views = {task: self.views(buffer) for task, buffer in self.gradients.items()}
         self._pending, self._hooks = set(), []

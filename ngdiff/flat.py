@@ -24,10 +24,11 @@ class Segment:
         parameters: the m parameters, in order.
         theta: shape (n,), the values.
         gradients: task -> shape (n,), what backward accumulates into.
+        rounds: whether the gradients are kept in another dtype than the parameters'.
         state: name -> shape (n,) or (), the base optimizer's.
     """
 
-    def __init__(self, parameters: list[Parameter], tasks: Iterable[str]):
+    def __init__(self, parameters: list[Parameter], tasks: Iterable[str], gradient_dtype: torch.dtype | None = None):
         first = parameters[0]
         self.parameters = parameters
         self._offsets, n = _layout(parameters)
@@ -37,7 +38,8 @@ class Segment:
         for parameter, value in zip(parameters, self._values, strict=True):
             value.copy_(parameter.detach())
         self.point_at(self.theta)  # the memory of before is free again, and the peak never above two copies and the gradients
-        self.gradients = {task: torch.zeros_like(self.theta) for task in tasks}
+        self.gradients = {task: torch.zeros_like(self.theta, dtype=gradient_dtype) for task in tasks}
+        self.rounds = gradient_dtype not in (None, first.dtype)
         self._versions = self._edits()
         self._gradient_views = {task: self.views(buffer) for task, buffer in self.gradients.items()}
         self._pending: set[int] = set()  # parameters whose place in the buffer still holds what was there before the task
@@ -67,6 +69,9 @@ class Segment:
             fresh: begin from zero. The buffer is not cleared for it: the first gradient of each parameter is copied there and
                 not added, which moves half as much memory.
 
+        A buffer of another dtype cannot be a parameter's gradient: what backward leaves there is moved into it, one parameter
+        after the other, so that never more than one gradient is kept in the parameters' own dtype.
+
         Raises:
             RuntimeError: a parameter no longer lies in the flat buffer, or holds a gradient from outside a task.
         """
@@ -79,13 +84,14 @@ class Segment:
                 )
         self._follow_edits()
         if fresh:
+            self._pending = set(range(len(self.parameters)))
+        if fresh or self.rounds:
             self._await_gradients(task)
         else:
             for parameter, view in zip(self.parameters, self._gradient_views[task], strict=True):
                 parameter.grad = view
 
     def _await_gradients(self, task: str) -> None:
-        self._pending = set(range(len(self.parameters)))
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(partial(self._take_over, task, i))
             for i, parameter in enumerate(self.parameters)
@@ -95,10 +101,12 @@ class Segment:
     def _take_over(self, task: str, i: int, parameter: Tensor) -> None:
         """Move the first gradient of parameter i into the buffer, where those after it are added. Called by autograd."""
         gradient, view = parameter.grad, self._gradient_views[task][i]
-        if i in self._pending and gradient is not None and not gradient.requires_grad:  # with a graph it cannot be moved
-            view.copy_(gradient.to_dense() if gradient.is_sparse else gradient)
-            parameter.grad = view
-            self._pending.discard(i)
+        if gradient is None or gradient.requires_grad or not (self.rounds or i in self._pending):
+            return  # with a graph it cannot be moved
+        moved = gradient.to_dense() if gradient.is_sparse else gradient
+        _ = view.copy_(moved) if i in self._pending else view.add_(moved)
+        parameter.grad = None if self.rounds else view
+        self._pending.discard(i)
 
     def _check_in_place(self) -> None:
         for parameter, value in zip(self.parameters, self._values, strict=True):
@@ -139,7 +147,7 @@ class Segment:
                 view.zero_()
                 continue
             self._take_over(task, i, parameter)  # DDP sets a gradient without autograd where only other ranks have one
-            if parameter.grad is not view:
+            if parameter.grad is not (None if self.rounds else view):
                 raise RuntimeError(
                     f"the gradient of a parameter of shape {tuple(parameter.shape)} was replaced inside task {task!r}; "
                     "do not call zero_grad or set .grad there, and do not use create_graph=True or gradient_as_bucket_view=True"
@@ -177,7 +185,9 @@ class Segment:
                 buffer.copy_(theirs[name])
 
 
-def segments(parameters: Iterable[Parameter], tasks: Iterable[str]) -> Iterator[Segment]:
+def segments(
+    parameters: Iterable[Parameter], tasks: Iterable[str], gradient_dtype: torch.dtype | None = None
+) -> Iterator[Segment]:
     """Split trainable parameters by device and dtype, keeping their order; frozen ones are left where they are."""
 
     def kind(parameter: Parameter) -> tuple[str, str]:
@@ -185,7 +195,7 @@ def segments(parameters: Iterable[Parameter], tasks: Iterable[str]) -> Iterator[
 
     tasks = tuple(tasks)
     for _, members in groupby(sorted((p for p in parameters if p.requires_grad), key=kind), key=kind):
-        yield Segment(list(members), tasks)
+        yield Segment(list(members), tasks, gradient_dtype)
 
 
 def _with_own_storage(view: Tensor) -> Tensor:

@@ -68,6 +68,10 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         low_precision: how parameters of bfloat16 or float16 keep updates smaller than half their spacing. "master" computes
             with a float32 copy of them, n more elements of state; "stochastic" rounds at random, unbiased and without a copy.
         seed: of the random bits of "stochastic"; equal seeds give equal runs.
+        gradient_dtype: torch.bfloat16 keeps both gradients in 2 bytes an element, rounded to nearest, whatever the parameters
+            have; None keeps them in the parameters' dtype. A gradient is rounded after every backward, so of many accumulated
+            ones the small are lost; and while an automatic rate is chosen, one buffer of the parameters' dtype is added for the
+            probes, which keep no activations. For one process only: DDP and FSDP2 reduce in the parameters' own.
         gram_during_backward: take the inner products during the backward of the second task, from gradients still in cache,
             instead of in a sweep of their own. For one process only: with several, gradients are not yet reduced then.
         process_group: the ranks that take a step together. None: those that hold the shards of FSDP2, or all there are.
@@ -100,9 +104,13 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         low_precision: str = "master",
         seed: int = 0,
+        gradient_dtype: torch.dtype | None = None,
         gram_during_backward: bool = False,
         process_group: "ProcessGroup | None" = None,
     ):
+        if gradient_dtype not in (None, torch.bfloat16):
+            raise ValueError(f"gradient_dtype = {gradient_dtype}: give torch.bfloat16, or None for the parameters' own")
+
         self.rule = rules.get(rule) if isinstance(rule, str) else rule
         self.auto = _automatic(lr)
         self.last_step: StepReport | None = None
@@ -110,6 +118,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         self._segments: list[list[Segment]] = []  # one list a param group
         self._products: dict[Segment, BackwardGram] | None = {} if gram_during_backward else None
         self._process_group = process_group
+        self._gradient_dtype = gradient_dtype
         self._ready: set[str] = set()  # tasks that have a gradient since the last step
         self._open: str | None = None
         self._seed = seed
@@ -171,7 +180,8 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
 
     def _add_segments(self, group: dict[str, Any]) -> None:
         trained = [parameter for parameter in group["params"] if parameter.requires_grad]
-        members = list(segments([parameter for parameter in trained if not is_sharded(parameter)], TASKS))
+        whole = [parameter for parameter in trained if not is_sharded(parameter)]
+        members = list(segments(whole, TASKS, self._gradient_dtype))
         self._segments.append([*members, *(ShardedSegment(parameter, TASKS) for parameter in trained if is_sharded(parameter))])
         for segment in self._segments[-1]:
             segment.add_state(state_shapes(group, segment.theta.dtype))
@@ -181,10 +191,13 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
 
     def _find_ranks(self) -> Ranks:
         ranks = Ranks(self._all_segments(), self._process_group)
-        if self._products is not None and (ranks.sharded or ranks.size > 1):
-            raise ValueError(
-                f"gram_during_backward = True: reads gradients before they are reduced over {ranks.size} ranks; leave it out"
-            )
+        alone = {
+            "gram_during_backward = True: reads": self._products is not None,
+            f"gradient_dtype = {self._gradient_dtype}: rounds": self._gradient_dtype is not None,
+        }
+        for what, asked in alone.items():
+            if asked and (ranks.sharded or ranks.size > 1):
+                raise ValueError(f"{what} gradients before they are reduced over {ranks.size} ranks; leave it out")
         return ranks
 
     def _discard(self) -> None:
@@ -424,7 +437,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         coefficients = self.rule(gram, on_device)
         # ||d|| is at most this, so one comparison tells that no element of d leaves its dtype.
         reach = coefficients.retain.abs() * gram.retain.sqrt() + coefficients.forget.abs() * gram.forget.sqrt()
-        limit = min(largest_direction(group, segment.theta.dtype) for group, segment in self._grouped())
+        limit = min(_limit(group, segment) for group, segment in self._grouped())
         return StepReport(gram, coefficients, finite & (reach < limit))
 
     def _inner_products(self, segment: Segment) -> Tensor:
@@ -444,7 +457,7 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         values = torch.zeros(2, dtype=torch.float64, device=theta.device)
         if losses is not None:
             values = torch.stack([loss.detach().to(values) for loss in losses])
-        limit = largest_direction(group, theta.dtype)
+        limit = _limit(group, segment)
         report = cast(FusedBackend, backend).fused_step_(
             theta, gradients["retain"], gradients["forget"], segment.state, group, group["lr"], name, parameter, values, limit,
             self._step_seed(segment),
@@ -482,11 +495,12 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         """The retain loss at theta + h base(d), on all ranks the same.
 
         Nothing is written but a buffer, at which the model looks meanwhile; shards exchange their contents with it and back.
+        It is g_F's, no longer needed once d is formed, unless that is too narrow for weights.
         """
         cuda = {s.theta.device for s in self._all_segments() if s.theta.is_cuda}
         try:
             for group, segment in self._grouped():
-                out = segment.gradients["forget"]  # no longer needed once d is formed
+                out = torch.empty_like(segment.theta) if segment.rounds else segment.gradients["forget"]
                 length = h * self._growth(group)
                 _backend(segment).probe_(out, segment.theta, segment.gradients["retain"], segment.state, group, length)
                 segment.point_at(out)
@@ -543,6 +557,11 @@ def _arguments(segment: Segment, report: StepReport) -> tuple[Tensor, Tensor, Te
     device = segment.theta.device
     coefficients = torch.stack(report.coefficients).to(device)
     return segment.theta, segment.gradients["retain"], segment.gradients["forget"], coefficients, report.finite.to(device)
+
+
+def _limit(group: dict[str, Any], segment: Segment) -> float:
+    """The norm of d at which a step is refused."""
+    return largest_direction(group, segment.gradients["retain"].dtype)
 
 
 def _automatic(lr: float | str | AutoLearningRate) -> AutoLearningRate | None:

@@ -134,6 +134,31 @@ def test_refused_step_writes_nothing(name):
         assert_bitwise_equal(tensor, value)
 
 
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_compiler), False])
+@every_hyper
+def test_gradients_of_bfloat16_beside_weights_of_float32(name, compiled, monkeypatch):
+    """As the same gradients in float32, which hold them exactly."""
+    monkeypatch.setattr(cpu, "SHORT", cpu.ROW if compiled else 2 * N)
+    hyper, pair = HYPERS[name], (torch.randn(N).bfloat16(), torch.randn(N).bfloat16())
+    wide = tuple(g.float() for g in pair)
+    exact, size = products(*pair)
+    assert_within(cpu.gram(*pair), exact, BOUND * size)
+    theta = torch.randn(N)
+    found = []
+    for retain, forget in (pair, wide):
+        values, out, state = theta.clone(), torch.empty(N), fresh_state(theta, hyper)
+        cpu.step_(values, retain, forget, doubles(0.7, 0.3), TRUE, state, hyper, 0.05)
+        cpu.base_step_(values, forget, TRUE, state, hyper, 0.05)
+        cpu.probe_(out, values, retain, state, hyper, 0.3)
+        found.append([values, out, *state.values()])
+    for one, two in zip(*found, strict=True):
+        assert_within(one, two, 20 * U32 * 8)  # a compiler may fuse other pairs of operations
+    d, expected = pair[0].clone(), (0.7 * wide[0].double() - 0.3 * wide[1].double())
+    cpu.combine_(d, pair[1], doubles(0.7, 0.3))
+    assert d.dtype == torch.bfloat16
+    assert_within(d, expected, torch.finfo(torch.bfloat16).eps / 2 * expected.abs() + 4 * U32 * 8)
+
+
 # Without the compiler
 
 
@@ -142,10 +167,19 @@ def never_compiled(monkeypatch):
     monkeypatch.setattr(cpu, "_compiled", lambda function: pytest.fail(f"{function.__name__} was compiled"))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_dtypes_are_left_to_the_reference(never_compiled, dtype):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_gradients_of_other_dtypes_are_left_to_the_reference(never_compiled, dtype):
     pair = torch.randn(N).to(dtype), torch.randn(N).to(dtype)
     assert_bitwise_equal(cpu.gram(*pair), reference.gram(*pair))
+    one, two = pair[0].clone(), pair[0].clone()
+    cpu.combine_(one, pair[1], doubles(1.0, 0.5))
+    reference.combine_(two, pair[1], doubles(1.0, 0.5))
+    assert_bitwise_equal(one, two)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_weights_of_other_dtypes_are_left_to_the_reference(never_compiled, dtype):
+    pair = torch.randn(N).to(dtype), torch.randn(N).to(dtype)
     one, two = torch.randn(N).to(dtype).clone().repeat(2, 1)
     cpu.step_(one, *pair, doubles(1.0, 0.5), TRUE, {}, PLAIN, 0.1, 3)
     reference.step_(two, *pair, doubles(1.0, 0.5), TRUE, {}, PLAIN, 0.1, 3)

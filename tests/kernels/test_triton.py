@@ -245,6 +245,25 @@ def test_gradients_may_be_wider_than_the_weights(dtype, low_precision):
 
 
 @every_hyper
+@pytest.mark.parametrize("shift", [0, 1])
+def test_gradients_may_be_narrower_than_the_weights(hyper, shift):
+    """As the same gradients in float32, which hold them exactly; a probe and d too."""
+    n = 4 * TILE + 13
+    theta, pair = torch.randn(n), [torch.randn(n).bfloat16() for _ in range(2)]
+    check_gram(*(shifted(g, shift) for g in pair))
+    found = []
+    for retain, forget in ([shifted(g, shift) for g in pair], [g.float() for g in pair]):
+        values, out, state = theta.clone(), torch.empty(n), fresh_state(theta, hyper)
+        report = fused(rules.NGDiff(), values, (retain, forget), doubles(0, 0), state=state, hyper=hyper)
+        launch.step_(values, retain, forget, doubles(0.7, 0.3), TRUE, state, hyper, 0.05)
+        launch.base_step_(values, forget, TRUE, state, hyper, 0.05)
+        launch.probe_(out, values, retain, state, hyper, 0.3)
+        found.append([report, values, out, *state.values()])
+    for one, two in zip(*found, strict=True):
+        assert_bitwise_equal(one, two)
+
+
+@every_hyper
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_low_precision_weights_are_the_rounded_master_weights(hyper, dtype):
     theta = torch.randn(4 * TILE + 13).to(dtype)
