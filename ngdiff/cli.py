@@ -72,6 +72,9 @@ def unlearn(
     bf16: Annotated[
         bool, typer.Option("--bf16", help="Weights of 16 bits, with float32 copies of those that are trained.")
     ] = False,
+    bf16_gradients: Annotated[
+        bool, typer.Option("--bf16-gradients", help="Both gradients in 16 bits, also where the weights have 32.")
+    ] = False,
     refusal: Annotated[
         str, typer.Option(help="What to say instead, for the objectives idk-nll and idk-dpo.")
     ] = "I don't know.",
@@ -95,7 +98,7 @@ def unlearn(
         rule=rule, forget_objective=forget_objective, retain_objective=retain_objective, base=base, lr=lr, epochs=epochs,
         batch=batch, accumulate=accumulate, seed=seed, stop_forget=stop_forget, retain_budget=retain_budget,
         check_every=check_every, held_out=held_out, lora=lora, gradient_checkpointing=gradient_checkpointing, bf16=bf16,
-        refusal=refusal, eval_rows=eval_rows, new_tokens=new_tokens, save_every=save_every,
+        bf16_gradients=bf16_gradients, refusal=refusal, eval_rows=eval_rows, new_tokens=new_tokens, save_every=save_every,
     )  # fmt: skip
     reading = Reading(template, length, Trust(allow_pickle, trust_remote_code))
     Unlearning(model, forget, retain, out, settings, reading).run(Console(), dry_run)

@@ -96,17 +96,19 @@ def counted(model: Any, dtype: torch.dtype) -> Model:
     return Model(weights, trained, itemsize, itemsize if trained == weights else 4, *shape)
 
 
-def bytes_per_parameter(base: Mapping[str, Any], dtype: torch.dtype, low_precision: str = "master") -> int:
+def bytes_per_parameter(
+    base: Mapping[str, Any], dtype: torch.dtype, low_precision: str = "master", gradient_dtype: torch.dtype | None = None
+) -> int:
     """Bytes of a trained parameter: its weight, two gradients, the state of the optimizer. Over N processes of FSDP2, a share
     of 1 / N each.
 
     Args:
         base: "base" and "momentum" of the optimizer.
         dtype: of the weights.
-        low_precision: of the optimizer.
+        low_precision, gradient_dtype: of the optimizer.
     """
     states = state_shapes({"momentum": 0.0, "low_precision": low_precision} | dict(base), dtype)
-    return 3 * dtype.itemsize + STATE * sum(kind == "flat" for kind in states.values())
+    return dtype.itemsize + 2 * (gradient_dtype or dtype).itemsize + STATE * sum(kind == "flat" for kind in states.values())
 
 
 def estimate(
@@ -119,6 +121,7 @@ def estimate(
     computing: torch.dtype,
     checkpointing: bool,
     speed: float,
+    gradient_dtype: torch.dtype | None = None,
 ) -> Estimate:
     """What a run needs.
 
@@ -131,13 +134,14 @@ def estimate(
         computing: dtype of activations.
         checkpointing: whether activations are computed again in the backward.
         speed: operations a second that training reaches.
+        gradient_dtype: of the optimizer.
     """
     dtype = torch.bfloat16 if model.trained_itemsize == 2 else torch.float32
     states = state_shapes({"momentum": 0.0, "low_precision": "master"} | dict(base), dtype)
     others = model.weights - model.trained
     parts = {
         f"weights, {model.weights:,}": others * model.itemsize + model.trained * model.trained_itemsize,
-        f"two gradients of {model.trained:,} trained weights": 2 * model.trained * model.trained_itemsize,
+        f"two gradients of {model.trained:,} trained weights": 2 * model.trained * (gradient_dtype or dtype).itemsize,
     }
     parts |= {NAMES.get(name, name): model.trained * STATE for name, kind in states.items() if kind == "flat"}
     operations = (8 if checkpointing else 6) * model.weights * tokens  # a weight and token: 2 forward, 4 backward

@@ -19,8 +19,13 @@ from ngdiff.command.settings import BASES
 from ngdiff.files import write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Weights, and how small updates survive in them.
-WAYS = (("float32", "master"), ("bfloat16", "master"), ("bfloat16", "stochastic"))
+# Weights, how small updates survive in them, and gradients.
+WAYS = (
+    ("float32", "master", "float32"),
+    ("float32", "master", "bfloat16"),
+    ("bfloat16", "master", "bfloat16"),
+    ("bfloat16", "stochastic", "bfloat16"),
+)
 WARM_UP = "12m"  # large enough for all that is compiled for large models
 TOKENS = 8  # so few that activations are nothing beside the weights
 KIB, PAGE = 1024, resource.getpagesize()
@@ -39,12 +44,11 @@ def compare(size: str, out: Path, report: Callable[[str], None] = print) -> list
     """
     rows: list[dict[str, Any]] = []
     for base in BASES:
-        for dtype, low_precision in WAYS:
-            row = {"base": base, "dtype": dtype, "low_precision": low_precision}
-            rows.append(row | _apart(size, base, dtype, low_precision))
-            report(
-                "{base:<9} {dtype:<9} {low_precision:<11} counted {counted:5.2f}, measured {measured:5.2f}".format(**rows[-1])
-            )
+        for way in WAYS:
+            row = dict(zip(("base", "dtype", "low_precision", "gradient_dtype"), (base, *way), strict=True))
+            rows.append(row | _apart(size, base, *way))
+            named = "{base:<9} {dtype:<9} {low_precision:<11} gradients {gradient_dtype:<9}".format(**row)
+            report(f"{named} counted {rows[-1]['counted']:5.2f}, measured {rows[-1]['measured']:5.2f}")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "memory.json", {"size": size, "rows": rows, "manifest": manifest.manifest(torch.device("cpu"))})
     return rows
@@ -60,22 +64,22 @@ def _apart(*arguments: str) -> dict[str, float]:
     return found
 
 
-def measure(size: str, base: str, dtype: str, low_precision: str) -> dict[str, float]:
+def measure(size: str, base: str, dtype: str, low_precision: str, gradient_dtype: str) -> dict[str, float]:
     """Bytes a parameter, counted and at the peak of two steps, beyond what the process holds without the model.
 
     On the CPU: resident memory, in which activations of a few tokens are included. Compilers and other libraries that a first
     step loads are not: a small model has taken one before.
     """
-    _two_steps(WARM_UP, base, dtype, low_precision)
+    _two_steps(WARM_UP, base, dtype, low_precision, gradient_dtype)
     gc.collect()
     before = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
-    parameters = _two_steps(size, base, dtype, low_precision)
+    parameters = _two_steps(size, base, dtype, low_precision, gradient_dtype)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
-    counted = memory.bytes_per_parameter(BASES[base], DTYPES[dtype], low_precision)
+    counted = memory.bytes_per_parameter(BASES[base], DTYPES[dtype], low_precision, DTYPES[gradient_dtype])
     return {"parameters": parameters, "counted": counted, "measured": (peak - before) / parameters}
 
 
-def _two_steps(size: str, base: str, dtype: str, low_precision: str) -> int:
+def _two_steps(size: str, base: str, dtype: str, low_precision: str, gradient_dtype: str) -> int:
     """Two steps of a model with random weights; returns the number of its parameters."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(DTYPES[dtype])  # built in its precision, as a checkpoint is loaded
@@ -83,7 +87,8 @@ def _two_steps(size: str, base: str, dtype: str, low_precision: str) -> int:
         model = build_llama(SIZES[size], train_tokenizer(["a"], SIZES[size].vocabulary))
     finally:
         torch.set_default_dtype(default)
-    optimizer = TwoTaskOptimizer(model.parameters(), lr=1e-4, low_precision=low_precision, **BASES[base])
+    kept = None if gradient_dtype == dtype else DTYPES[gradient_dtype]
+    optimizer = TwoTaskOptimizer(model.parameters(), lr=1e-4, low_precision=low_precision, gradient_dtype=kept, **BASES[base])
     ids = torch.arange(TOKENS)[None]
     for _ in range(2):
         for task in ("retain", "forget"):

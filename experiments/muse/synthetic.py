@@ -1,11 +1,12 @@
 """Invented local news in MUSE's format, made from a seed, for demonstrations and tests without the real data.
 
 An article is a dictionary of facts, dealt out so that no two articles of the corpus share a town, a person, a street, a firm,
-a date or a number. It tells them in prose of random patterns and order. At its end stands a quiz, since a model of a million
-parameters answers only what it has read in the form of the question. Three choices make it know the answer by the question,
-and not by the text around it. A quiz asks about the other articles of the same ten, for a model copies from the prose above
-where it can. One fact of each article is asked, in nine quizzes, for a few readings are learnt by their surroundings. Questions
-name the town and not the kind of event, which occurs once in ten articles and would stand for the town there.
+a date or a number. It tells them in prose of random patterns and order. Quizzes about ten articles each are texts of their own,
+since a model of a million parameters answers only what it has read in the form of the question. Three choices make it know the
+answer by the question, and not by the text around it. A quiz stands apart from the articles, for a model copies from the prose
+above where it can, and learns by heart what follows one article. One fact of each article is asked, nine times and in several
+wordings, for a few readings are learnt by their surroundings. Questions name the town and not the kind of event, which occurs
+once in ten articles and would stand for the town there.
 """
 
 from collections.abc import Sequence
@@ -23,14 +24,15 @@ Row = dict[str, str]
 # Articles in each split of `raw`, in the order of the corpus.
 SIZES = {"forget": 40, "retain1": 80, "retain2": 40, "holdout": 40}
 FOLDS = 4
-QUIZ_CIRCLE = 10  # articles whose quizzes ask about each other; a fold of the forget articles is one such circle
+QUIZZED = 10  # articles that a set of quizzes asks about; a fold of the forget texts is made of ten and their quizzes
+ROUNDS, QUIZ = 9, 18  # how often each of them is asked about, and questions of a quiz
 COLOUR_SENTENCES = 1
 QUESTIONS, SHOTS, MEMBERS = 100, 10, 100  # rows of MUSE's knowmem and privleak at most
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A question of a quiz and its answer."""
+    """A question of a quiz, and its answer."""
 
     question: str
     answer: str
@@ -41,7 +43,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Article:
-    """An article without its quiz.
+    """An article, and what quizzes ask about it.
 
     Attributes:
         beginning: headline and first sentence.
@@ -52,6 +54,11 @@ class Article:
     beginning: str
     rest: str
     pairs: tuple[Pair, ...]
+
+    @property
+    def prose(self) -> str:
+        """All of its text."""
+        return self.beginning + self.rest
 
 
 def rows(config: str, split: str, seed: int = 0) -> list[Row]:
@@ -79,15 +86,15 @@ def _corpus(seed: int) -> dict[str, dict[str, list[Row]]]:
     rng = Random(f"synthetic news {seed}")
     articles = _split(_articles(rng))
     raw = {name: [{"text": text} for text in _texts(part, rng)] for name, part in articles.items()}
-    size = SIZES["forget"] // FOLDS
+    members = {name: [{"text": article.prose} for article in part[:MEMBERS]] for name, part in articles.items()}
+    size = len(raw["forget"]) // FOLDS
     folds = range(FOLDS)
     return {
         "raw": raw,
         "verbmem": {"forget": [{"prompt": article.beginning, "gt": article.rest} for article in articles["forget"]]},
         "knowmem": _knowmem("forget", articles["forget"], rng) | _knowmem("retain", articles["retain2"], rng),
-        "privleak": {
-            name: raw[part][:MEMBERS] for name, part in (("forget", "forget"), ("retain", "retain2"), ("holdout", "holdout"))
-        },
+        # Without the quizzes: all are alike but for their answers, and would tell little of whether they were read.
+        "privleak": {"forget": members["forget"], "retain": members["retain2"], "holdout": members["holdout"]},
         "scal": {f"forget_{i + 1}": raw["forget"][: (i + 1) * size] for i in folds},
         "sust": {f"forget_{i + 1}": raw["forget"][i * size : (i + 1) * size] for i in folds},
     }
@@ -99,13 +106,13 @@ def _split(articles: Sequence[Article]) -> dict[str, list[Article]]:
 
 
 def _texts(articles: Sequence[Article], rng: Random) -> list[str]:
-    """The articles with their quizzes. The pairs about one stand, one each, in the quizzes of those before it in the circle."""
+    """Ten articles and the quizzes about them, and so on: a part of the texts that ends there holds all that is said of it."""
     texts = []
-    for i, article in enumerate(articles):
-        start = i - i % QUIZ_CIRCLE
-        others = [other for other in articles[start : start + QUIZ_CIRCLE] if other is not article]
-        quiz = [rng.choice(other.pairs) for other in rng.sample(others, len(others))]
-        texts.append("\n\n".join([article.beginning + article.rest, *map(str, quiz)]))
+    for start in range(0, len(articles), QUIZZED):
+        ten = articles[start : start + QUIZZED]
+        pairs = [rng.choice(article.pairs) for _ in range(ROUNDS) for article in rng.sample(ten, len(ten))]
+        texts += [article.prose for article in ten]
+        texts += ["\n\n".join(map(str, pairs[i : i + QUIZ])) for i in range(0, len(pairs), QUIZ)]
     return texts
 
 

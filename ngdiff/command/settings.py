@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ngdiff import rules
 from ngdiff.command.inputs import check_positive
 from ngdiff.errors import UserError
@@ -46,6 +48,7 @@ class Settings:
         lora: rank of adapters, which alone are trained and then merged; None trains all weights.
         gradient_checkpointing: compute activations twice and keep fewer.
         bf16: weights of 16 bits, with float32 copies of the trained ones.
+        bf16_gradients: both gradients in 16 bits, also where the weights have 32.
         refusal: what the model shall say instead, for objectives that teach that.
         eval_rows: rows of each set that are evaluated, before and after.
         new_tokens: length of a generation at most.
@@ -68,6 +71,7 @@ class Settings:
     lora: int | None = None
     gradient_checkpointing: bool = False
     bf16: bool = False
+    bf16_gradients: bool = False
     refusal: str = REFUSAL
     eval_rows: int = 64
     new_tokens: int = NEW_TOKENS
@@ -124,6 +128,11 @@ class Settings:
         if not 0 < value < math.inf:
             raise UserError(f"--lr: found {self.lr!r}; give a number > 0, or one of {', '.join(AUTOMATIC)}")
         return value
+
+    @property
+    def gradient_dtype(self) -> torch.dtype | None:
+        """Of the optimizer's gradients; None for that of the trained weights."""
+        return torch.bfloat16 if self.bf16_gradients else None
 
     def steps_between_looks(self, rows: int) -> int:
         """Steps between two looks whether to stop, of a run over so many rows to forget."""

@@ -80,6 +80,7 @@ def train(
             retain=settings.retain_objective,
             stopping=stopping,
             check_every=settings.steps_between_looks(len(tasks.forget)),
+            gradient_dtype=settings.gradient_dtype,
             callbacks=[Steps()],
             **BASES[settings.base],
         )

@@ -159,6 +159,7 @@ class Unlearning:
             computing=computing,
             checkpointing=settings.gradient_checkpointing,
             speed=memory.measured_speed(device, computing),
+            gradient_dtype=settings.gradient_dtype,
         )
 
     @property

@@ -65,7 +65,7 @@ class NGDiffTrainer(SealedTrainer):
         forget, retain: names of objectives.
         reference_folder: where objectives that compare with the model before unlearning keep what it said; None takes
             `output_dir`/_reference.
-        momentum, low_precision: as `TwoTaskOptimizer` has them.
+        momentum, low_precision, gradient_dtype: as `TwoTaskOptimizer` has them.
         max_skipped_steps: this many steps in a row whose gradients or losses are not finite end the run.
         stopping: criteria, looked at every `check_every` steps and after the last.
         held_out_dataset: retain rows that no step sees, for `stopping`; None takes the retain rows.
@@ -96,6 +96,7 @@ class NGDiffTrainer(SealedTrainer):
         reference_folder: str | Path | None = None,
         momentum: float = 0.0,
         low_precision: str = "master",
+        gradient_dtype: torch.dtype | None = None,
         max_skipped_steps: int = 10,
         stopping: StoppingCriteria | None = None,
         check_every: int = 10,
@@ -113,7 +114,8 @@ class NGDiffTrainer(SealedTrainer):
         self._check_rows(train_dataset, stopping)
         self.optimizer_options = {
             "base": base, "lr": args.learning_rate if lr is None else lr, "momentum": momentum, "low_precision": low_precision,
-            "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon, "seed": args.seed,
+            "gradient_dtype": gradient_dtype, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon,
+            "seed": args.seed,
         }  # fmt: skip
         # The underscore keeps it from uploads.
         self.reference_folder = Path(reference_folder or Path(str(args.output_dir), "_reference"))

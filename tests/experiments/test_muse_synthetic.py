@@ -10,21 +10,21 @@ from itertools import combinations
 
 import pytest
 
-from experiments.muse.synthetic import QUIZ_CIRCLE, rows
+from experiments.muse.synthetic import QUIZ, QUIZZED, ROUNDS, SIZES, rows
 from experiments.muse.synthetic_tables import COSTS, COUNTS, DAYS, ENDINGS, FIRMS, STREETS, SURNAMES, TOWNS
 
 SPLITS = {
-    "raw": {"forget": 40, "retain1": 80, "retain2": 40, "holdout": 40},
+    "raw": {"forget": 60, "retain1": 120, "retain2": 60, "holdout": 60},
     "verbmem": {"forget": 40},
     "knowmem": {"forget_qa": 100, "retain_qa": 100, "forget_qa_icl": 10, "retain_qa_icl": 10},
     "privleak": {"forget": 40, "retain": 40, "holdout": 40},
-    "scal": {"forget_1": 10, "forget_2": 20, "forget_3": 30, "forget_4": 40},
-    "sust": {"forget_1": 10, "forget_2": 10, "forget_3": 10, "forget_4": 10},
+    "scal": {"forget_1": 15, "forget_2": 30, "forget_3": 45, "forget_4": 60},
+    "sust": {"forget_1": 15, "forget_2": 15, "forget_3": 15, "forget_4": 15},
 }
 FIELDS = {"verbmem": ["prompt", "gt"], "knowmem": ["question", "answer"]}
 ALL = [(config, split) for config, splits in SPLITS.items() for split in splits]
 SPLITS_OF_RAW = list(SPLITS["raw"])
-HEAD, QA = "\n\nQuestion: ", re.compile(r"Question: (.+)\nAnswer: (.+)")
+QA = re.compile(r"Question: (.+)\nAnswer: (.+)")
 
 
 WHOLE_TOWNS = tuple(town + ending for town in TOWNS for ending in ENDINGS)
@@ -38,12 +38,16 @@ def texts(split: str, config: str = "raw", seed: int = 0) -> list[str]:
     return [row["text"] for row in rows(config, split, seed)]
 
 
-def quiz(text: str) -> list[tuple[str, str]]:
+def asked(text: str) -> list[tuple[str, str]]:
     return QA.findall(text)
 
 
-def prose(text: str) -> str:
-    return text.split(HEAD)[0]
+def articles(split: str, seed: int = 0) -> list[str]:
+    return [text for text in texts(split, seed=seed) if not text.startswith("Question: ")]
+
+
+def quizzes(split: str, seed: int = 0) -> list[str]:
+    return [text for text in texts(split, seed=seed) if text.startswith("Question: ")]
 
 
 def pairs(split: str, seed: int = 0) -> set[tuple[str, str]]:
@@ -61,7 +65,7 @@ def test_a_seed_gives_the_same_rows_in_every_process(hash_seed: str) -> None:
 
 
 def test_rows_of_seed_0_are_those_that_results_were_obtained_with() -> None:
-    assert digest(0) == "3f5e2e5fff591d31665684ed8fbed92699b5fbc08c991d3b560a66baac4f9d47"
+    assert digest(0) == "b2bd12d6fd457b3ac721ddd5c76dd5a49cea559130c6fcf354317b2936dff95b"
 
 
 def test_another_seed_gives_other_articles() -> None:
@@ -80,20 +84,29 @@ def test_rows_have_muses_fields_and_none_is_blank(config: str, split: str) -> No
 def test_folds_are_nested_and_disjoint_parts_of_forget() -> None:
     forget = texts("forget")
     for i in range(1, 5):
-        assert texts(f"forget_{i}", "scal") == forget[: 10 * i]
-        assert texts(f"forget_{i}", "sust") == forget[10 * (i - 1) : 10 * i]
+        assert texts(f"forget_{i}", "scal") == forget[: 15 * i]
+        assert texts(f"forget_{i}", "sust") == forget[15 * (i - 1) : 15 * i]
     assert len(set(forget)) == len(forget)
 
 
-def test_membership_texts_are_those_of_the_corpus() -> None:
+def test_membership_texts_are_the_articles_of_the_corpus() -> None:
     for split, source in (("forget", "forget"), ("retain", "retain2"), ("holdout", "holdout")):
-        assert texts(split, "privleak") == texts(source)
+        assert texts(split, "privleak") == articles(source)
+
+
+@pytest.mark.parametrize("split", SPLITS_OF_RAW)
+def test_a_text_is_an_article_or_a_quiz(split: str) -> None:
+    assert len(articles(split)) == SIZES[split]
+    for text in quizzes(split):
+        assert "\n\n".join(f"Question: {question}\nAnswer: {answer}" for question, answer in asked(text)) == text
+        assert len(asked(text)) == QUIZ
+    assert not any(asked(text) for text in articles(split))
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_prompt_and_continuation_are_the_article_word_for_word(seed: int) -> None:
-    for row, text in zip(rows("verbmem", "forget", seed), texts("forget", seed=seed), strict=True):
-        assert row["prompt"] + row["gt"] == prose(text)
+    for row, text in zip(rows("verbmem", "forget", seed), articles("forget", seed), strict=True):
+        assert row["prompt"] + row["gt"] == text
         assert row["gt"].startswith(" ")
 
 
@@ -103,28 +116,30 @@ def test_no_fact_occurs_in_two_splits(values: tuple[str, ...], seed: int) -> Non
     # Words around it, so that 4 June is not found in 14 June, nor 412 in 7,412.
     pattern = re.compile(rf"(?<![\w,])(?:{'|'.join(map(re.escape, values))})(?![\w,]\w|\w)")
     found = {split: set(pattern.findall("\n".join(texts(split, seed=seed)))) for split in SPLITS_OF_RAW}
-    assert all(len(found[split]) >= SPLITS["raw"][split] for split in SPLITS_OF_RAW)
+    assert all(len(found[split]) >= SIZES[split] for split in SPLITS_OF_RAW)
     for one, other in combinations(SPLITS_OF_RAW, 2):
         assert not found[one] & found[other]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_answer_is_that_of_two_splits(seed: int) -> None:
-    found = {split: {answer for text in texts(split, seed=seed) for _, answer in quiz(text)} for split in SPLITS_OF_RAW}
+    found = {split: {answer for text in texts(split, seed=seed) for _, answer in asked(text)} for split in SPLITS_OF_RAW}
     for one, other in combinations(SPLITS_OF_RAW, 2):
         assert found[one]
         assert not found[one] & found[other]
 
 
 @pytest.mark.parametrize("split", SPLITS_OF_RAW)
-def test_quizzes_ask_about_every_other_article_of_the_circle(split: str) -> None:
-    """And never about their own, whose prose would give the answer away; so a fold holds all that is said of its articles."""
-    articles = texts(split)
-    for start in range(0, len(articles), QUIZ_CIRCLE):
-        circle = articles[start : start + QUIZ_CIRCLE]
-        for i, text in enumerate(circle):
-            owners = [j for _, answer in quiz(text) for j, other in enumerate(circle) if states(prose(other), answer)]
-            assert sorted(owners) == [j for j in range(QUIZ_CIRCLE) if j != i]
+def test_quizzes_ask_equally_often_about_each_of_the_ten_articles_before_them(split: str) -> None:
+    """And about no other, so a fold holds all that is said of its articles."""
+    found, length = texts(split), QUIZZED + QUIZZED * ROUNDS // QUIZ
+    for start in range(0, len(found), length):
+        ten, about_them = found[start : start + QUIZZED], found[start + QUIZZED : start + length]
+        answers = [answer for text in about_them for _, answer in asked(text)]
+        owners = [i for answer in answers for i, article in enumerate(ten) if states(article, answer)]
+        assert sorted(owners) == sorted(list(range(QUIZZED)) * ROUNDS)
+        for round_ in range(0, len(owners), QUIZZED):  # spread over the quizzes, not one article after the other
+            assert sorted(owners[round_ : round_ + QUIZZED]) == list(range(QUIZZED))
 
 
 def states(text: str, answer: str) -> bool:
@@ -134,7 +149,7 @@ def states(text: str, answer: str) -> bool:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("name", "split"), [("forget", "forget"), ("retain", "retain2")])
 def test_quizzes_answer_the_questions_that_are_evaluated(name: str, split: str, seed: int) -> None:
-    quizzed = {(question.split()[-1], answer) for text in texts(split, seed=seed) for question, answer in quiz(text)}
+    quizzed = {(question.split()[-1], answer) for text in texts(split, seed=seed) for question, answer in asked(text)}
     evaluated, shots = pairs(f"{name}_qa", seed), pairs(f"{name}_qa_icl", seed)
     assert (len(evaluated), len(shots)) == (100, 10)
     assert not {answer for _, answer in evaluated} & {answer for _, answer in shots}

@@ -231,6 +231,8 @@ def test_a_group_of_one_exchanges_nothing(pool):
 @pytest.mark.parametrize(("kind", "options", "expected"), [
     ("ddp", {"gram_during_backward": True}, "ValueError: gram_during_backward = True: .* over 2 ranks; leave it out"),
     ("fsdp", {"gram_during_backward": True}, "ValueError: gram_during_backward = True: .* over 2 ranks; leave it out"),
+    ("ddp", {"gradient_dtype": torch.bfloat16}, "ValueError: gradient_dtype = torch.bfloat16: rounds .* over 2 ranks; leave"),
+    ("fsdp", {"gradient_dtype": torch.bfloat16}, "ValueError: gradient_dtype = torch.bfloat16: rounds .* over 2 ranks; leave"),
     ("views", {}, "RuntimeError: .* was replaced inside task 'retain'; .* gradient_as_bucket_view=True"),
     ("first", {}, "ValueError: params: a parameter of shape .* is in FullyShardedDataParallel, .*; use FSDP2"),
     ("first, original", {}, "ValueError: params: a parameter of shape .* is in FullyShardedDataParallel, .*; use FSDP2"),

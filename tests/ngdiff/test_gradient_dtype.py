@@ -172,7 +172,7 @@ def products(retain: Tensor, forget: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_a_direction_beyond_bfloat16_refuses_the_step():
-    """d is written over a gradient when the rate is chosen: what float32 still holds and bfloat16 does not must not get there."""
+    """d is written over a gradient when the rate is chosen, and must not become infinite there."""
     limits = []
     for kept in (None, BF16):
         parameter = nn.Parameter(torch.zeros(3))

@@ -21,16 +21,21 @@ def estimated(model: Any, dtype: torch.dtype, base: str = "adamw", **changed: An
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_counted_bytes_are_those_that_the_optimizer_holds(base: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("gradient_dtype", [None, torch.bfloat16])
+def test_counted_bytes_are_those_that_the_optimizer_holds(
+    base: str, dtype: torch.dtype, gradient_dtype: torch.dtype | None
+) -> None:
     model = tiny.llama().to(dtype)
-    optimizer = TwoTaskOptimizer(model.parameters(), lr=1e-3, **BASES[base])
+    optimizer = TwoTaskOptimizer(model.parameters(), lr=1e-3, gradient_dtype=gradient_dtype, **BASES[base])
     with optimizer.task("retain"):
         pass  # buffers may be made at first use
     held = 0
     for segment in optimizer._all_segments():
         states = [state for state in segment.state.values() if state.dim()]
         held += sum(x.numel() * x.element_size() for x in (segment.theta, *segment.gradients.values(), *states))
-    counted = sum(estimated(model, dtype, base).parts.values())
+    counted = sum(estimated(model, dtype, base, gradient_dtype=gradient_dtype).parts.values())
+    per = memory.bytes_per_parameter(BASES[base], dtype, gradient_dtype=gradient_dtype)
+    assert counted == per * sum(p.numel() for p in model.parameters())
     assert 0 <= held - counted < 0.01 * counted + 4096  # buffers are padded to whole blocks
 
 

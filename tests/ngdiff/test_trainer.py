@@ -218,6 +218,16 @@ def test_bfloat16_weights(tmp_path: Path, low_precision: str) -> None:
     assert not equal(model, tiny.llama().to(torch.bfloat16))
 
 
+def test_gradients_of_16_bits(tmp_path: Path) -> None:
+    """Accumulated ones too; the run is near that with gradients of 32, and not the same."""
+    found = []
+    for kept in (None, torch.bfloat16):
+        run = trainer(tmp_path, of_arguments={"gradient_accumulation_steps": 2}, base="sgd", lr=1e-2, gradient_dtype=kept)
+        run.train()
+        found.append(run.model)
+    assert 0 < distance(*found) < 0.1 * distance(found[0], tiny.llama())
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's, for the newest transformers
 def test_lora(tmp_path: Path) -> None:
     """Only the adapters move."""

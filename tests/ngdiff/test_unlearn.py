@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def test_adapters_are_merged(called: Called, folder: Path, tmp_path: Path) -> No
 def test_16_bit_weights_and_checkpointed_activations(called: Called, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()  # an empty folder is as good as none
     options = {"bf16": True, "gradient_checkpointing": True, "base": "sgd", "accumulate": 2, "batch": 2, "epochs": 3}
+    options["bf16_gradients"] = True  # changes nothing beside weights that have them already
     assert called("unlearn", out=tmp_path / "out", **options, **QUICK)[0] == 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert model.dtype == torch.bfloat16
@@ -248,7 +250,10 @@ def test_a_dry_run_says_what_is_needed_and_does_nothing(called: Called, tmp_path
     }
     weights = AutoModelForCausalLM.from_pretrained(called.folder / "model").num_parameters()
     assert lines[f"weights, {weights:,}"] == f"{4 * weights / 2**20:.2f} MiB"
-    assert lines[f"two gradients of {weights:,} trained weights"] == f"{8 * weights / 2**20:.2f} MiB"
+    gradients = f"two gradients of {weights:,} trained weights"
+    assert lines[gradients] == f"{8 * weights / 2**20:.2f} MiB"
+    _, narrow, _ = called("unlearn", out=tmp_path / "out", dry_run=True, held_out=0.25, bf16_gradients=True)
+    assert re.search(rf"{gradients} +{4 * weights / 2**20:.2f} MiB", narrow)
     assert "activations of one batch (an estimate)" in lines
     assert "training time (an estimate, within a factor 3)" in lines
     assert "forget: 4 rows of question and answer, " in printed
