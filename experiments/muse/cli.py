@@ -27,18 +27,20 @@ def muse(
     length: Annotated[int | None, typer.Option(help="Tokens a row. Default: 384 from scratch, 2048 pretrained.")] = None,
     methods: Annotated[
         str, typer.Option(help="Separated by commas, as for tofu: [FORGET[+RETAIN]:]RULE or a published method, /base, @rate.")
-    ] = "satimp:ngdiff/sgd,ngdiff/sgd,ga,gdiff-0.5,npo,simnpo",
+    ] = "ceu:ngdiff/sgd,npo:ngdiff/sgd,ga,gdiff-0.5,npo,simnpo",
     own_rules: OwnRules = None,
     base: Annotated[str, typer.Option(help="Base optimizer: adamw, sgd, momentum.")] = "adamw",
     rate: Annotated[
         float | None, typer.Option(help="Rate of methods without their own. Default: 1e-4 from scratch, 1e-5 pretrained.")
     ] = None,
     unlearn_epochs: Annotated[int, typer.Option(help="Passes over the forget texts.")] = 10,
-    batch: Annotated[int | None, typer.Option(help="Forget rows in each step. Default: 4 from scratch, 32 pretrained.")] = None,
-    retain_batch: Annotated[int | None, typer.Option(help="Retain rows in each step. Default: as many as forget rows.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Forget rows in each step. Default: 2 from scratch, 32 pretrained.")] = None,
+    retain_batch: Annotated[
+        int | None, typer.Option(help="Retain rows in each step. Default: twice as many from scratch, as many pretrained.")
+    ] = None,
     fold_methods: Annotated[
         str | None,
-        typer.Option(help="Methods that unlearn the folds too; '' for none. Default: NGDiff, GA and GDiff of the above."),
+        typer.Option(help="Methods that unlearn the folds too; '' for none. Default: NGDiff and GDiff of the above."),
     ] = None,
     seed: Seed = 0,
     out: Out = None,

@@ -12,8 +12,10 @@ from experiments.own_rules import load_rules
 from ngdiff.errors import UserError
 from ngdiff.lm.objectives import FORGET
 
-LENGTH, BATCH, RATE = 384, 4, 1e-4  # of small models: tokens of a row, rows a task, and the rate of methods without their own
-FOLD_METHODS = ("satimp:ngdiff/sgd", "ngdiff", "ga", "gdiff-0.5")
+# Of small models: tokens of a row, forget rows a step, retain rows to each of them, the rate of methods without their own. Such
+# models lose what they know by heart at every step along a rough gradient, and the larger half of the rows steadies it.
+LENGTH, BATCH, RETAIN_SHARE, RATE = 384, 2, 2, 1e-4
+FOLD_METHODS = ("ceu:ngdiff/sgd", "ngdiff", "gdiff-0.5")
 PUBLISHED = "published"  # in the place of a model: the one that the benchmark's authors put on the hub
 
 
@@ -34,8 +36,9 @@ class Settings:
         base: base optimizer of the methods without one.
         rate: learning rate of the methods without one; None takes MUSE's 1e-5, or 1e-4 for models from scratch.
         unlearn_epochs: passes over the forget rows; MUSE's are 10.
-        batch: rows of the forget task in each step; None takes MUSE's 32, or 4 for models from scratch.
-        retain_batch: rows of the retain task in each step; None takes as many as of the forget task.
+        batch: rows of the forget task in each step; None takes MUSE's 32, or 2 for models from scratch.
+        retain_batch: rows of the retain task in each step; None takes as many as of the forget task, or twice as many for
+            models from scratch.
         fold_methods: those of `methods` that unlearn the folds too; empty leaves scalability and sustainability out, None takes
             those of `FOLD_METHODS` that are among `methods`.
         seed: of everything random.
@@ -51,7 +54,7 @@ class Settings:
     target: str | None = None
     retrained: str | None = None
     length: int | None = None
-    methods: tuple[str, ...] = ("satimp:ngdiff/sgd", "ngdiff/sgd", "ga", "gdiff-0.5", "npo", "simnpo")
+    methods: tuple[str, ...] = ("ceu:ngdiff/sgd", "npo:ngdiff/sgd", "ga", "gdiff-0.5", "npo", "simnpo")
     own_rules: str | None = None
     base: str = "adamw"
     rate: float | None = None
@@ -123,7 +126,7 @@ class Settings:
     def batches(self) -> tuple[int, int]:
         """Rows of the forget and of the retain task in each step."""
         forget = self.batch or (MUSE_UNLEARNING.batch if self.model else BATCH)
-        return forget, self.retain_batch or forget
+        return forget, self.retain_batch or forget * (1 if self.model else RETAIN_SHARE)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for config.yaml and hashes."""

@@ -221,11 +221,12 @@ def test_unlearning_sees_rows_of_the_asked_length(corpus: Path, tmp_path: Path) 
     assert sum(len(row.ids) for row in rows) >= int(words.sum()) - len(rows)  # at most a lone last token a text is left out
 
 
-def test_retain_rows_are_as_many_as_forget_rows_or_as_asked_for(
+def test_retain_rows_are_as_many_as_the_default_or_as_asked_for(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Settings().batches == (4, 4)
-    assert Settings(batch=2).batches == (2, 2)
+    assert Settings().batches == (2, 4)
+    assert Settings(batch=5).batches == (5, 10)
+    assert Settings(batch=5, retain_batch=3).batches == (5, 3)
     assert Settings(model="m").batches == (32, 32)
     made, seen = run(tmp_path, corpus, batch=2, retain_batch=5), []
     monkeypatch.setattr(made.model_stages, "unlearned", lambda *arguments: seen.append(arguments[3]) or tmp_path)
