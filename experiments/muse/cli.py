@@ -27,7 +27,7 @@ def muse(
     length: Annotated[int | None, typer.Option(help="Tokens a row. Default: 384 from scratch, 2048 pretrained.")] = None,
     methods: Annotated[
         str, typer.Option(help="Separated by commas, as for tofu: [FORGET[+RETAIN]:]RULE or a published method, /base, @rate.")
-    ] = "ceu:ngdiff/sgd,npo:ngdiff/sgd,ga,gdiff-0.5,npo,simnpo",
+    ] = "ceu:ngdiff/sgd,npo:ngdiff/sgd,ga,gdiff-0.5",
     own_rules: OwnRules = None,
     base: Annotated[str, typer.Option(help="Base optimizer: adamw, sgd, momentum.")] = "adamw",
     rate: Annotated[
@@ -40,7 +40,7 @@ def muse(
     ] = None,
     fold_methods: Annotated[
         str | None,
-        typer.Option(help="Methods that unlearn the folds too; '' for none. Default: NGDiff and GDiff of the above."),
+        typer.Option(help="Methods that unlearn the folds too; '' for none. Default: the first of --methods."),
     ] = None,
     seed: Seed = 0,
     out: Out = None,

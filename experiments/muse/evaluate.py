@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.muse.data import Knowledge, MuseData, Passage, Question
-from experiments.muse.metrics import Evaluation, Written, cut
+from experiments.muse.metrics import Evaluation, Written, cut, is_over
 from experiments.speed import Speed
 from ngdiff.lm.generation import greedy
 from ngdiff.lm.packing import document, encode_text
@@ -31,10 +31,11 @@ class Reader:
     pad: int
     length: int
 
-    def written(self, prompts: Sequence[str], tokens: int) -> list[list[int]]:
-        """At most `tokens` ids after each prompt."""
+    def written(self, prompts: Sequence[str], tokens: int, ends: Callable[[str], bool] | None = None) -> list[list[int]]:
+        """At most `tokens` ids after each prompt, and no more once their text `ends`."""
         ids = [encode_text(self.tokenizer, prompt)[:-1] for prompt in prompts]  # begun as the texts are, and not ended
-        return greedy(self.model, ids, int(self.tokenizer.eos_token_id), self.pad, tokens)
+        enough = None if ends is None else lambda found: ends(self.text(found))
+        return greedy(self.model, ids, int(self.tokenizer.eos_token_id), self.pad, tokens, enough)
 
     def text(self, ids: Sequence[int]) -> str:
         """Ids as text, special tokens dropped."""
@@ -91,7 +92,7 @@ def asked(knowledge: Knowledge, question: Question) -> str:
 def answered(reader: Reader, knowledge: Knowledge) -> tuple[list[Written], int]:
     """Questions answered after the shots; and the number of tokens written."""
     questions = knowledge.evaluated
-    generated = reader.written([asked(knowledge, row) for row in questions], ANSWER_TOKENS)
+    generated = reader.written([asked(knowledge, row) for row in questions], ANSWER_TOKENS, is_over)
     rows = zip(questions, generated, strict=True)
     return [Written.scored(row.question, row.answer, cut(reader.text(ids))) for row, ids in rows], sum(map(len, generated))
 

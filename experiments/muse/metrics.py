@@ -95,5 +95,10 @@ def cut(text: str) -> str:
     return text.strip()
 
 
+def is_over(text: str) -> bool:
+    """Whether all that follows would be cut away."""
+    return any(stop in text for stop in STOPS)
+
+
 def _auc(model: Evaluation) -> float:
     return auc(model.min_k["forget"], model.min_k["holdout"])

@@ -15,7 +15,6 @@ from ngdiff.lm.objectives import FORGET
 # Of small models: tokens of a row, forget rows a step, retain rows to each of them, the rate of methods without their own. Such
 # models lose what they know by heart at every step along a rough gradient, and the larger half of the rows steadies it.
 LENGTH, BATCH, RETAIN_SHARE, RATE = 384, 2, 2, 1e-4
-FOLD_METHODS = ("ceu:ngdiff/sgd", "ngdiff", "gdiff-0.5")
 PUBLISHED = "published"  # in the place of a model: the one that the benchmark's authors put on the hub
 
 
@@ -40,7 +39,7 @@ class Settings:
         retain_batch: rows of the retain task in each step; None takes as many as of the forget task, or twice as many for
             models from scratch.
         fold_methods: those of `methods` that unlearn the folds too; empty leaves scalability and sustainability out, None takes
-            those of `FOLD_METHODS` that are among `methods`.
+            the first.
         seed: of everything random.
     """
 
@@ -54,7 +53,7 @@ class Settings:
     target: str | None = None
     retrained: str | None = None
     length: int | None = None
-    methods: tuple[str, ...] = ("ceu:ngdiff/sgd", "npo:ngdiff/sgd", "ga", "gdiff-0.5", "npo", "simnpo")
+    methods: tuple[str, ...] = ("ceu:ngdiff/sgd", "npo:ngdiff/sgd", "ga", "gdiff-0.5")
     own_rules: str | None = None
     base: str = "adamw"
     rate: float | None = None
@@ -114,7 +113,7 @@ class Settings:
     def folded(self) -> tuple[str, ...]:
         """Methods that unlearn the folds too."""
         if self.fold_methods is None:
-            return tuple(name for name in FOLD_METHODS if name in self.methods)
+            return self.methods[:1]
         return self.fold_methods
 
     @property

@@ -1,6 +1,6 @@
 """Greedy decoding of many prompts at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,16 @@ LEAVE = 7 / 8  # share of the batch's rows that still go on when the others leav
 PREFIX = 32  # tokens that all prompts of a batch must share before they are read once for all
 
 
+Ends = Callable[[list[int]], bool]
+
+
 @torch.inference_mode()
-def greedy(model: Any, prompts: Sequence[Sequence[int]], eos: int, pad: int, max_new_tokens: int) -> list[list[int]]:
+def greedy(
+    model: Any, prompts: Sequence[Sequence[int]], eos: int, pad: int, max_new_tokens: int, ends: Ends | None = None
+) -> list[list[int]]:
     """Up to `max_new_tokens` ids after each prompt, cut before the end token, in the order given.
+
+    With `ends`, whether the ids after a prompt hold all that is wanted of them, no more are written once they do.
 
     Batches are sorted by length and left-padded, keys and values are cached, and rows that have ended leave the batch. What all
     prompts of a batch begin with, such as the examples of a few-shot prompt, is read once.
@@ -26,7 +33,7 @@ def greedy(model: Any, prompts: Sequence[Sequence[int]], eos: int, pad: int, max
 
     def compute(indices: list[int]) -> list[list[int]]:
         with autocast(model.device):
-            return _greedy_batch(model, [prompts[i] for i in indices], eos, pad, max_new_tokens)
+            return _greedy_batch(model, [prompts[i] for i in indices], eos, pad, max_new_tokens, ends)
 
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
     for indices, batch in in_batches(lengths, max(1, min(TOKENS, CACHE // cache_bytes(model))), compute):
@@ -44,7 +51,9 @@ def cache_bytes(model: Any) -> int:
     return int(2 * config.num_hidden_layers * heads * head * size)
 
 
-def _greedy_batch(model: Any, prompts: list[Sequence[int]], eos: int, pad: int, max_new_tokens: int) -> list[list[int]]:
+def _greedy_batch(
+    model: Any, prompts: list[Sequence[int]], eos: int, pad: int, max_new_tokens: int, ends: Ends | None
+) -> list[list[int]]:
     rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
     ended = [False] * len(prompts)
     result: list[list[int]] = [[] for _ in prompts]
@@ -67,6 +76,7 @@ def _greedy_batch(model: Any, prompts: list[Sequence[int]], eos: int, pad: int, 
             ended[row] |= new == eos
             if not ended[row]:
                 result[row].append(new)
+                ended[row] = ends is not None and ends(result[row])
         alive = [i for i, row in enumerate(rows) if not ended[row]]
         if not alive:
             break

@@ -188,6 +188,24 @@ def test_generation_is_that_of_transformers_one_row_at_a_time(
     assert min(lengths) < 40 == max(lengths)  # both kinds occurred
 
 
+def test_rows_whose_text_is_over_leave_with_what_they_wrote(model: Any, encoder: Encoder) -> None:
+    """Each with the shortest beginning of its whole answer that is over; the others go on as before."""
+    prompts = [encoder.prompt_ids(row["question"]) for row in ROWS]
+    whole = generation.greedy(model, prompts, encoder.eos, encoder.pad, 12)
+    common = max({i for ids in whole for i in ids}, key=lambda i: sum(i in ids for ids in whole))
+
+    def over(ids: list[int]) -> bool:
+        return common in ids
+
+    rows = []
+    hook = model.register_forward_pre_hook(lambda _, __, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
+    found = generation.greedy(model, prompts, encoder.eos, encoder.pad, 12, over)
+    hook.remove()
+    assert found == [ids[: ids.index(common) + 1] if common in ids else ids for ids in whole]
+    assert sum(map(len, found)) < sum(map(len, whole))
+    assert rows[-1] < rows[0] or len(rows) < 12
+
+
 @pytest.mark.parametrize("shots", [0, 1, 3])
 def test_a_shared_beginning_is_read_once_and_changes_nothing(model: Any, encoder: Encoder, shots: int) -> None:
     """Few-shot prompts, of which one is the beginning of the others."""

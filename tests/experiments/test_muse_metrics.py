@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pytest
 
-from experiments.muse.metrics import Evaluation, Written, cut, summary
+from experiments.muse.metrics import Evaluation, Written, cut, is_over, summary
 
 
 def written(truth: str, generation: str) -> Written:
@@ -43,6 +43,9 @@ def test_rouge_by_hand(truth: str, generation: str, f1: float, recall: float) ->
 )
 def test_an_answer_ends_where_the_next_question_begins(text: str, expected: str) -> None:
     assert cut(text) == expected
+    # Writing may end as soon as it is over: nothing of what is kept changes.
+    whole = next((text[:i] for i in range(len(text) + 1) if is_over(text[:i])), text)
+    assert cut(whole) == expected
 
 
 def test_summary_by_hand() -> None:

@@ -221,6 +221,13 @@ def test_unlearning_sees_rows_of_the_asked_length(corpus: Path, tmp_path: Path) 
     assert sum(len(row.ids) for row in rows) >= int(words.sum()) - len(rows)  # at most a lone last token a text is left out
 
 
+def test_the_first_method_unlearns_the_folds_unless_others_are_named() -> None:
+    assert Settings().folded == Settings().methods[:1]
+    assert Settings(methods=("ga", "ngdiff")).folded == ("ga",)
+    assert Settings(methods=("ga", "ngdiff"), fold_methods=("ngdiff",)).folded == ("ngdiff",)
+    assert Settings(fold_methods=()).folded == ()
+
+
 def test_retain_rows_are_as_many_as_the_default_or_as_asked_for(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,13 +33,17 @@ TARGETS = {
 }
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 FLOAT32_BUFFERS = {"first", "second", "master"}
+GRADIENT_BUFFERS = {"retain", "forget", "d"}
 DOUBLES = {"out", "report", "losses", "rule", "lr", "hyper", "parts", "coefficients", "h"}
 NO_MOMENTUM = {"MOMENTUM_ON": False, "NESTEROV": False}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel with its dtype and constants, and the buffers that it reads and writes unmasked, in vectors."""
+    """A kernel with its dtype and constants, and the buffers that it reads and writes unmasked, in vectors.
+
+    Gradients have the dtype of the weights, or one of their own.
+    """
 
     kernel: str
     dtype: str
@@ -47,6 +51,13 @@ class Variant:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     remark: str = ""
+    gradient_dtype: str = ""
+
+    def type_of(self, buffer: str) -> str:
+        """The dtype of a buffer."""
+        if buffer in FLOAT32_BUFFERS:
+            return "fp32"
+        return self.gradient_dtype if self.gradient_dtype and buffer in GRADIENT_BUFFERS else self.dtype
 
     @property
     def name(self) -> str:
@@ -58,6 +69,7 @@ class Variant:
                 self.dtype,
                 *chosen,
                 *["nesterov"] * bool(self.constants.get("NESTEROV")),
+                *[f"gradients {self.gradient_dtype}"] * bool(self.gradient_dtype),
                 *[self.remark] * bool(self.remark),
             ]
         )
@@ -65,7 +77,7 @@ class Variant:
     def vectors(self, buffers: tuple[str, ...]) -> int:
         """Accesses of 16 bytes that each thread needs for its elements of a tile."""
         elements = launch.ROWS * WIDTH.value // launch.THREADS
-        return sum(elements * (4 if buffer in FLOAT32_BUFFERS else BYTES[self.dtype]) // 16 for buffer in buffers)
+        return sum(elements * BYTES[self.type_of(buffer)] // 16 for buffer in buffers)
 
 
 def variants() -> Iterator[Variant]:
@@ -75,15 +87,16 @@ def variants() -> Iterator[Variant]:
         yield Variant("gram", dtype, {}, gradients, ())
         yield Variant("combine", dtype, {}, gradients, ("retain",))
     fused = {"RULE": coefficients.ngdiff}
-    for dtype, base, rounding in (
-        ("fp32", "sgd", "nearest"),
-        ("fp32", "nesterov", "nearest"),
-        ("fp32", "adamw", "nearest"),
-        ("bf16", "sgd", "stochastic"),
-        ("bf16", "adamw", "master"),
-        ("bf16", "adamw", "stochastic"),
-        ("fp16", "nesterov", "stochastic"),
-        ("fp16", "adamw", "master"),
+    for dtype, base, rounding, narrow in (
+        ("fp32", "sgd", "nearest", ""),
+        ("fp32", "nesterov", "nearest", ""),
+        ("fp32", "adamw", "nearest", ""),
+        ("fp32", "adamw", "nearest", "bf16"),
+        ("bf16", "sgd", "stochastic", ""),
+        ("bf16", "adamw", "master", ""),
+        ("bf16", "adamw", "stochastic", ""),
+        ("fp16", "nesterov", "stochastic", ""),
+        ("fp16", "adamw", "master", ""),
     ):
         state = {"sgd": (), "nesterov": ("first",), "adamw": ("first", "second")}[base]
         weights = "master" if rounding == "master" else "theta"
@@ -91,11 +104,11 @@ def variants() -> Iterator[Variant]:
         constants = {"BASE": "sgd" if momentum else base, "MOMENTUM_ON": momentum, "NESTEROV": momentum, "ROUNDING": rounding}
         written = tuple(dict.fromkeys((weights, "theta", *state)))
         step = (weights, *gradients, *state)
-        yield Variant("step", dtype, {"COMBINED": False} | constants, step, written)
-        yield Variant("step", dtype, {"COMBINED": True} | constants, (weights, "retain", *state), written)
-        yield Variant("fused_step", dtype, fused | constants, (*gradients, *step), written)
+        yield Variant("step", dtype, {"COMBINED": False} | constants, step, written, "", narrow)
+        yield Variant("step", dtype, {"COMBINED": True} | constants, (weights, "retain", *state), written, "", narrow)
+        yield Variant("fused_step", dtype, fused | constants, (*gradients, *step), written, "", narrow)
         probed = {key: value for key, value in constants.items() if key != "ROUNDING"}
-        yield Variant("probe", dtype, probed, ("theta", "d", *state), ("out",), rounding)
+        yield Variant("probe", dtype, probed, ("theta", "d", *state), ("out",), rounding, narrow)
     for name, rule in coefficients.RULES.items():
         constants = {"BASE": "sgd", "MOMENTUM_ON": True, "NESTEROV": False, "ROUNDING": "nearest", "RULE": rule}
         yield Variant("fused_step", "bf16", constants, (*gradients, "theta", *gradients, "first"), ("theta", "first"), name)
@@ -105,20 +118,18 @@ def compile_variant(variant: Variant, target: GPUTarget) -> Any:
     """The compiled kernel, for buffers on 16-byte boundaries, as the optimizer's are."""
     function = getattr(kernels, f"{variant.kernel}_kernel")
     constants = variant.constants | {"ROWS": launch.ROWS}
-    signature = {
-        name: "constexpr" if name in constants else _type(name, variant.dtype, variant.kernel) for name in function.arg_names
-    }
+    signature = {name: "constexpr" if name in constants else _type(name, variant) for name in function.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned)
     options = launch.options(target.warp_size) | ({"launch_cooperative_grid": True} if variant.kernel == "fused_step" else {})
     return triton.compile(source, target=target, options=options)
 
 
-def _type(argument: str, dtype: str, kernel: str) -> str:
-    if argument in DOUBLES and (kernel, argument) != ("probe", "out"):
+def _type(argument: str, variant: Variant) -> str:
+    if argument in DOUBLES and (variant.kernel, argument) != ("probe", "out"):
         return "*fp64"
     kinds = {"n": "i64", "seed": "i64", "barrier": "*i32", "finite": "*i1", "step": "*fp32"}
-    return kinds.get(argument, "*fp32" if argument in FLOAT32_BUFFERS else f"*{dtype}")
+    return kinds.get(argument, f"*{variant.type_of(argument)}")
 
 
 def measure(variant: Variant, target: GPUTarget) -> dict[str, int]:
