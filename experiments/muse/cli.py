@@ -27,7 +27,7 @@ def muse(
     length: Annotated[int | None, typer.Option(help="Tokens a row. Default: 384 from scratch, 2048 pretrained.")] = None,
     methods: Annotated[
         str, typer.Option(help="Separated by commas, as for tofu: [FORGET[+RETAIN]:]RULE or a published method, /base, @rate.")
-    ] = "ceu:ngdiff/sgd,npo:ngdiff/sgd,ga,gdiff-0.5",
+    ] = "ceu:ngdiff/sgd,ga,gdiff-0.5",
     own_rules: OwnRules = None,
     base: Annotated[str, typer.Option(help="Base optimizer: adamw, sgd, momentum.")] = "adamw",
     rate: Annotated[

@@ -53,7 +53,7 @@ class Settings:
     target: str | None = None
     retrained: str | None = None
     length: int | None = None
-    methods: tuple[str, ...] = ("ceu:ngdiff/sgd", "npo:ngdiff/sgd", "ga", "gdiff-0.5")
+    methods: tuple[str, ...] = ("ceu:ngdiff/sgd", "ga", "gdiff-0.5")
     own_rules: str | None = None
     base: str = "adamw"
     rate: float | None = None
