@@ -61,12 +61,13 @@ def is_run(folder: Path) -> bool:
 def picture(folds: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Utility and KnowMem against the number of texts forgotten: means over seeds, with their range."""
     figure = Figure(figsize=(9, 6), layout="constrained")
+    runs = {(row["corpus"], row["seed"]) for row in folds}
+    starts = [row for row in rows if row["model"] == "target" and (row["corpus"], row["seed"]) in runs]
     for axes_of_kind, (kind, title) in zip(
         figure.subplots(2, len(PANELS), sharex=True, sharey=True), KINDS.items(), strict=True
     ):
         for axes, (name, label) in zip(axes_of_kind, PANELS, strict=True):
-            start = [row[name] for row in rows if row["model"] == "target"]
-            _panel(axes, [row for row in folds if row["kind"] == kind], name, start)
+            _panel(axes, [row for row in folds if row["kind"] == kind], name, [row[name] for row in starts])
             axes.set(title=title if name == "utility" else "", ylabel=label, xlabel="texts forgotten", ylim=(-0.03, 1.03))
     figure.axes[0].legend(frameon=False, fontsize=8)
     return figure
