@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from test_report import HOSTILE, Page
 
+from experiments.muse.summary import picture
 from experiments.report import render_muse
 from ngdiff.text import visible
 
@@ -99,3 +100,15 @@ def test_hostile_text_is_escaped_and_visible(where: str) -> None:
     assert not {"script", "img"} & {tag for tag, _ in page.elements}
     assert not set(html) & set("\x1b\x9b\u202e\ud800")
     assert visible(HOSTILE) in "".join(page.text)
+
+
+def test_the_picture_of_folds_begins_with_the_runs_that_have_folds() -> None:
+    common = {"corpus": "synthetic news", "verbmem": 0.5}
+    rows = [common | {"seed": seed, "model": "target", "utility": 0.9 - 0.4 * seed, "knowmem": 0.8} for seed in (0, 1)]
+    folds = [
+        common | {"seed": 0, "method": "ngdiff", "kind": kind, "fold": 1, "texts": 15, "utility": 0.7, "knowmem": 0.3}
+        for kind in ("scalability", "sustainability")
+    ]
+    for axes, expected in zip(picture(folds, rows).axes, ([0.9, 0.7], [0.8, 0.3]) * 2, strict=True):
+        (line,) = axes.get_lines()
+        assert list(line.get_ydata()) == expected
