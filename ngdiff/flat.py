@@ -23,7 +23,7 @@ class Segment:
     Attributes:
         parameters: the m parameters, in order.
         theta: shape (n,), the values.
-        gradients: task -> shape (n,), what backward accumulates into.
+        gradients: task -> shape (n,), what backward accumulates into, or is moved to where `rounds`.
         rounds: whether the gradients are kept in another dtype than the parameters'.
         state: name -> shape (n,) or (), the base optimizer's.
     """
@@ -64,13 +64,13 @@ class Segment:
     def attach(self, task: str, fresh: bool = False) -> None:
         """Let backward accumulate into the buffer of `task`.
 
+        A buffer of another dtype cannot be a parameter's gradient: what backward leaves there is moved into it, one parameter
+        after the other, so that never more than one gradient is kept in the parameters' own dtype.
+
         Args:
             task: whose buffer.
             fresh: begin from zero. The buffer is not cleared for it: the first gradient of each parameter is copied there and
                 not added, which moves half as much memory.
-
-        A buffer of another dtype cannot be a parameter's gradient: what backward leaves there is moved into it, one parameter
-        after the other, so that never more than one gradient is kept in the parameters' own dtype.
 
         Raises:
             RuntimeError: a parameter no longer lies in the flat buffer, or holds a gradient from outside a task.
@@ -99,12 +99,19 @@ class Segment:
         ]
 
     def _take_over(self, task: str, i: int, parameter: Tensor) -> None:
-        """Move the first gradient of parameter i into the buffer, where those after it are added. Called by autograd."""
+        """Move the first gradient of parameter i into the buffer, where those after it are added, by autograd or, in another
+        dtype, here. Called by autograd.
+        """
         gradient, view = parameter.grad, self._gradient_views[task][i]
-        if gradient is None or gradient.requires_grad or not (self.rounds or i in self._pending):
-            return  # with a graph it cannot be moved
+        if gradient is None or not (self.rounds or i in self._pending):
+            return
+        if gradient.requires_grad:  # with a graph it cannot be moved
+            return
         moved = gradient.to_dense() if gradient.is_sparse else gradient
-        _ = view.copy_(moved) if i in self._pending else view.add_(moved)
+        if i in self._pending:
+            view.copy_(moved)
+        else:
+            view.add_(moved)
         parameter.grad = None if self.rounds else view
         self._pending.discard(i)
 
@@ -146,12 +153,18 @@ class Segment:
             if i in self._pending and parameter.grad is None:
                 view.zero_()
                 continue
-            self._take_over(task, i, parameter)  # DDP sets a gradient without autograd where only other ranks have one
+            if not self.rounds:
+                self._take_over(task, i, parameter)  # DDP sets a gradient without autograd where only other ranks have one
             if parameter.grad is not (None if self.rounds else view):
                 raise RuntimeError(
                     f"the gradient of a parameter of shape {tuple(parameter.shape)} was replaced inside task {task!r}; "
                     "do not call zero_grad or set .grad there, and do not use create_graph=True or gradient_as_bucket_view=True"
                 )
+
+    @property
+    def has_taken(self) -> bool:
+        """Whether a gradient of this task was moved away already, so that clearing the parameters' own changes nothing."""
+        return self.rounds and len(self._pending) < len(self.parameters)
 
     def detach(self) -> None:
         """End what `attach` began."""

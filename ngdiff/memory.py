@@ -51,7 +51,8 @@ class Estimate:
 
     Attributes:
         parts: what for -> bytes, counted.
-        activations: bytes, an estimate.
+        activations: bytes, an estimate; or those of the weights that an automatic rate probes, where these need a buffer of
+            their own and it is larger.
         seconds: of training, an estimate.
     """
 
@@ -122,6 +123,7 @@ def estimate(
     checkpointing: bool,
     speed: float,
     gradient_dtype: torch.dtype | None = None,
+    automatic: bool = False,
 ) -> Estimate:
     """What a run needs.
 
@@ -135,6 +137,8 @@ def estimate(
         checkpointing: whether activations are computed again in the backward.
         speed: operations a second that training reaches.
         gradient_dtype: of the optimizer.
+        automatic: whether the rate sets itself, by probes: beside gradients that are narrower than the weights they need a
+            buffer, at a time at which there are no activations.
     """
     dtype = torch.bfloat16 if model.trained_itemsize == 2 else torch.float32
     states = state_shapes({"momentum": 0.0, "low_precision": "master"} | dict(base), dtype)
@@ -145,7 +149,9 @@ def estimate(
     }
     parts |= {NAMES.get(name, name): model.trained * STATE for name, kind in states.items() if kind == "flat"}
     operations = (8 if checkpointing else 6) * model.weights * tokens  # a weight and token: 2 forward, 4 backward
-    return Estimate(parts, _activations(model, batch * longest, computing.itemsize, checkpointing), operations / speed)
+    probed = model.trained * dtype.itemsize if automatic and gradient_dtype not in (None, dtype) else 0
+    activations = max(_activations(model, batch * longest, computing.itemsize, checkpointing), probed)
+    return Estimate(parts, activations, operations / speed)
 
 
 def _activations(model: Model, tokens: int, itemsize: int, checkpointing: bool) -> int:

@@ -69,9 +69,10 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
             with a float32 copy of them, n more elements of state; "stochastic" rounds at random, unbiased and without a copy.
         seed: of the random bits of "stochastic"; equal seeds give equal runs.
         gradient_dtype: torch.bfloat16 keeps both gradients in 2 bytes an element, rounded to nearest, whatever the parameters
-            have; None keeps them in the parameters' dtype. A gradient is rounded after every backward, so of many accumulated
-            ones the small are lost; and while an automatic rate is chosen, one buffer of the parameters' dtype is added for the
-            probes, which keep no activations. For one process only: DDP and FSDP2 reduce in the parameters' own.
+            have; None keeps them in the parameters' dtype. A gradient is rounded in every backward, so of many accumulated ones
+            the small are lost, and inside a task `.grad` is None: there is nothing to clip or to clear. While an automatic rate
+            is chosen, one buffer of the parameters' dtype is added for the probes, which keep no activations. For one process
+            only: DDP and FSDP2 reduce in the parameters' own.
         gram_during_backward: take the inner products during the backward of the second task, from gradients still in cache,
             instead of in a sweep of their own. For one process only: with several, gradients are not yet reduced then.
         process_group: the ranks that take a step together. None: those that hold the shards of FSDP2, or all there are.
@@ -191,9 +192,10 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
 
     def _find_ranks(self) -> Ranks:
         ranks = Ranks(self._all_segments(), self._process_group)
+        kept = self._gradient_dtype
         alone = {
             "gram_during_backward = True: reads": self._products is not None,
-            f"gradient_dtype = {self._gradient_dtype}: rounds": self._gradient_dtype is not None,
+            f"gradient_dtype = {kept}: rounds": any(kept not in (None, s.theta.dtype) for s in self._all_segments()),
         }
         for what, asked in alone.items():
             if asked and (ranks.sharded or ranks.size > 1):
@@ -257,7 +259,15 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
         self._ready.add(name)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Discard what both tasks have accumulated; not needed after `step`."""
+        """Discard what both tasks have accumulated; not needed after `step`.
+
+        Raises:
+            RuntimeError: inside a task that has moved gradients to buffers of another dtype, where they would stay.
+        """
+        if self._open and any(segment.has_taken for segment in self._all_segments()):
+            raise RuntimeError(
+                f"zero_grad: called inside task {self._open!r}, which has gradients already; call it before or after"
+            )
         self._ready.clear()
         super().zero_grad(set_to_none)
 
@@ -560,8 +570,8 @@ def _arguments(segment: Segment, report: StepReport) -> tuple[Tensor, Tensor, Te
 
 
 def _limit(group: dict[str, Any], segment: Segment) -> float:
-    """The norm of d at which a step is refused."""
-    return largest_direction(group, segment.gradients["retain"].dtype)
+    """The norm of d at which a step is refused: d is written over a gradient, and added to the weights."""
+    return min(largest_direction(group, dtype) for dtype in (segment.gradients["retain"].dtype, segment.theta.dtype))
 
 
 def _automatic(lr: float | str | AutoLearningRate) -> AutoLearningRate | None:

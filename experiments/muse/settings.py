@@ -13,8 +13,8 @@ from ngdiff.errors import UserError
 from ngdiff.lm.objectives import FORGET
 
 # Of small models: tokens of a row, forget rows a step, retain rows to each of them, the rate of methods without their own. Such
-# models lose what they know by heart at every step along a rough gradient, and the larger half of the rows steadies it.
-LENGTH, BATCH, RETAIN_SHARE, RATE = 384, 2, 2, 1e-4
+# models lose what they know by heart at every step along a rough gradient, and more rows to keep steady it.
+LENGTH, BATCH, RETAIN_FOR_ONE, RATE = 384, 2, 2, 1e-4
 PUBLISHED = "published"  # in the place of a model: the one that the benchmark's authors put on the hub
 
 
@@ -125,7 +125,7 @@ class Settings:
     def batches(self) -> tuple[int, int]:
         """Rows of the forget and of the retain task in each step."""
         forget = self.batch or (MUSE_UNLEARNING.batch if self.model else BATCH)
-        return forget, self.retain_batch or forget * (1 if self.model else RETAIN_SHARE)
+        return forget, self.retain_batch or forget * (1 if self.model else RETAIN_FOR_ONE)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for config.yaml and hashes."""

@@ -1,12 +1,12 @@
 """Invented local news in MUSE's format, made from a seed, for demonstrations and tests without the real data.
 
-An article is a dictionary of facts, dealt out so that no two articles of the corpus share a town, a person, a street, a firm,
-a date or a number. It tells them in prose of random patterns and order. Quizzes about ten articles each are texts of their own,
+An article is a dictionary of facts, dealt out so that no two articles of the corpus share a town, a person, a street, a firm, a
+date or a number. It tells them in prose of random patterns and order. Quizzes about ten articles each are texts of their own,
 since a model of a million parameters answers only what it has read in the form of the question. Three choices make it know the
 answer by the question, and not by the text around it. A quiz stands apart from the articles, for a model copies from the prose
 above where it can, and learns by heart what follows one article. One fact of each article is asked, nine times and in several
-wordings, for a few readings are learnt by their surroundings. Questions name the town and not the kind of event, which occurs
-once in ten articles and would stand for the town there.
+wordings, for a few readings are learnt by their surroundings; in one quiz often twice, so there the second could be copied.
+Questions name the town and not the kind of event, which occurs once in ten articles and would stand for the town there.
 """
 
 from collections.abc import Sequence

@@ -22,7 +22,7 @@ __all__ = ["base_step_", "combine_", "gram", "probe_", "step_"]
 SHORT = 1 << 22  # elements below which compiling takes longer than it saves in a thousand steps
 PIECE = 1 << 16  # elements worked on at a time without a compiler: six float32 buffers of them fit the cache of one core
 ROW = 512  # elements summed in float32 before float64 takes over: 32 additions a lane of 16, or 64 a lane of 8
-GRADIENTS = (torch.float32, torch.bfloat16)  # dtypes, of parameters of float32
+GRADIENTS = (torch.float32, torch.bfloat16)  # dtypes that float32 holds exactly
 SAFE = 2.0**100  # coefficients between 1 / SAFE and SAFE neither overflow nor underflow in float32
 
 

@@ -128,7 +128,7 @@ def _explained(*more: type[Exception]) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise UserError(
             "training does not fit into memory; give a smaller --batch with --accumulate, or --gradient-checkpointing, or "
-            "--bf16, or --lora"
+            "--bf16, or --bf16-gradients, or --lora"
         ) from None
     except plain as error:
         raise UserError(str(error)) from None

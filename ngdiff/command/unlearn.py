@@ -160,6 +160,7 @@ class Unlearning:
             checkpointing=settings.gradient_checkpointing,
             speed=memory.measured_speed(device, computing),
             gradient_dtype=settings.gradient_dtype,
+            automatic=isinstance(settings.rate, str),
         )
 
     @property

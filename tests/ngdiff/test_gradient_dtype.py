@@ -218,12 +218,99 @@ def test_the_state_does_not_depend_on_it():
         with optimizer.task(task):
             backward(trained, drawn(trained))
     optimizer.step()
-    other = optimizer_of([nn.Parameter(p.detach().clone()) for p in trained], base="adamw", gradient_dtype=None)
+    assert {value.dtype for state in optimizer.state.values() for value in state.values()} == {torch.float32}
+    others = [nn.Parameter(p.detach().clone()) for p in trained]
+    other = optimizer_of(others, base="adamw", gradient_dtype=None)
     other.load_state_dict(optimizer.state_dict())
-    assert {value.dtype for state in other.state.values() for value in state.values()} == {torch.float32}
+    for mine, theirs in zip(trained, others, strict=True):
+        for name, value in optimizer.state[mine].items():
+            assert_bitwise_equal(other.state[theirs][name], value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, "bfloat16"], ids=str)
 def test_other_dtypes_are_refused(dtype):
     with pytest.raises(ValueError, match=r"^gradient_dtype = .*: give torch.bfloat16, or None for the parameters' own$"):
         optimizer_of(parameters(), gradient_dtype=dtype)
+
+
+def test_the_weights_dtype_limits_a_direction_too():
+    """An element of d beyond float16 would make such a weight infinite, though bfloat16 still holds it."""
+    parameter = nn.Parameter(torch.zeros(3, dtype=torch.float16))
+    optimizer = optimizer_of([parameter], rule="gdiff-1", lr=1.0)
+    for task, size in (("retain", 40000.0), ("forget", 0.0)):
+        with optimizer.task(task):
+            for _ in range(2):
+                (parameter * torch.tensor([size, 0.0, 0.0], dtype=torch.float16)).sum().backward()
+    optimizer.step()
+    assert optimizer.skipped_steps == 1
+    assert parameter.eq(0).all()
+
+
+@pytest.mark.parametrize("blocks_before", [0, 1])
+def test_zero_grad_inside_a_task_is_reported(blocks_before):
+    """What was moved to the buffer would stay there. Before the first backward there is nothing to clear."""
+    trained = parameters()
+    optimizer = optimizer_of(trained)
+    with optimizer.task("retain"):
+        optimizer.zero_grad()
+        backward(trained, drawn(trained))
+    for _ in range(1 - blocks_before):
+        optimizer.zero_grad()
+    with (
+        pytest.raises(RuntimeError, match=r"^zero_grad: called inside task 'retain', which has gradients already; "),
+        optimizer.task("retain"),
+    ):
+        if not blocks_before:
+            backward(trained, drawn(trained))
+        optimizer.zero_grad()
+
+
+def test_a_gradient_put_there_by_hand_is_reported():
+    trained = parameters()
+    optimizer = optimizer_of(trained)
+    with pytest.raises(RuntimeError, match="was replaced inside task 'retain'"), optimizer.task("retain"):
+        backward(trained, drawn(trained))
+        trained[0].grad = torch.ones_like(trained[0])
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.* with create_graph=True:UserWarning")
+def test_a_gradient_with_a_graph_is_reported():
+    trained = parameters()
+    optimizer = optimizer_of(trained)
+    with pytest.raises(RuntimeError, match="was replaced inside task 'retain'"), optimizer.task("retain"):
+        sum(p.square().sum() for p in trained).backward(create_graph=True)
+
+
+def test_an_exception_inside_a_later_block_discards_the_task():
+    trained = parameters()
+    optimizer, gradients = optimizer_of(trained), drawn(trained)
+    with optimizer.task("retain"):
+        backward(trained, drawn(trained))
+    with pytest.raises(KeyError), optimizer.task("retain"):
+        backward(trained, drawn(trained))
+        raise KeyError
+    with optimizer.task("retain"):
+        backward(trained, gradients)
+    for kept, gradient in zip(buffers(optimizer, "retain"), gradients, strict=True):
+        assert_bitwise_equal(kept, gradient.to(BF16))
+
+
+def test_sparse_gradients():
+    embedding = nn.Embedding(5, 3, sparse=True)
+    optimizer = optimizer_of([embedding.weight])
+    with optimizer.task("retain"):
+        for _ in range(2):
+            embedding(torch.tensor([1, 1, 4])).sum().backward()
+    (kept,) = buffers(optimizer, "retain")
+    assert kept.sum(1).tolist() == [0.0, 12.0, 0.0, 0.0, 6.0]
+
+
+def test_groups_of_two_dtypes_and_a_rule_that_reads_one_task():
+    wide, narrow = nn.Parameter(torch.randn(7)), nn.Parameter(torch.randn(5).bfloat16())
+    optimizer = TwoTaskOptimizer([{"params": [wide]}, {"params": [narrow]}], rule="ga", lr=0.5, gradient_dtype=BF16)
+    before = wide.detach().clone()
+    with optimizer.task("forget"):
+        (wide.sum() + narrow.float().sum()).backward()
+    optimizer.step()
+    assert {g.dtype for segment in optimizer._all_segments() for g in segment.gradients.values()} == {BF16}
+    assert_bitwise_equal(wide.detach(), before + 0.5)

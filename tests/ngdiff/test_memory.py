@@ -39,6 +39,18 @@ def test_counted_bytes_are_those_that_the_optimizer_holds(
     assert 0 <= held - counted < 0.01 * counted + 4096  # buffers are padded to whole blocks
 
 
+def test_probes_beside_narrow_gradients_need_a_buffer_of_their_own() -> None:
+    """At another time than activations: the larger of the two counts."""
+    model = tiny.llama()
+    weights = sum(p.numel() for p in model.parameters())
+    few, many = ({"batch": batch, "longest": batch} for batch in (1, 64))
+    for options, automatic, expected in ((few, False, 0), (few, True, 4 * weights), (many, True, 0)):
+        found = estimated(model, torch.float32, gradient_dtype=torch.bfloat16, automatic=automatic, **options)
+        usual = estimated(model, torch.float32, **options)
+        assert found.activations == max(usual.activations, expected)
+    assert estimated(model, torch.float32, automatic=True, **few).activations < 4 * weights
+
+
 def test_a_model_without_weights_counts_the_same() -> None:
     """With tied embeddings once."""
     model = tiny.llama()

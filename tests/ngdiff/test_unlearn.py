@@ -77,6 +77,17 @@ def test_the_papers_name_the_data_and_hold_none_of_it(called: Called, folder: Pa
             assert secret not in text, (paper, secret)
 
 
+def test_gradients_of_16_bits_reach_the_optimizer(called: Called, tmp_path: Path) -> None:
+    """By what they do: at a fixed rate the weights differ, and little."""
+    found = []
+    for name, asked in (("wide", {}), ("narrow", {"bf16_gradients": True})):
+        options = QUICK | {"base": "sgd", "lr": "0.01", "epochs": 2} | asked
+        assert called("unlearn", out=tmp_path / name, **options)[0] == 0
+        found.append(load_model(tmp_path / name, torch.device("cpu")).state_dict())
+    differences = [(found[0][name] - found[1][name]).abs().max() for name in found[0]]
+    assert 0 < max(differences) < 1e-3  # a step is 0.01 d with |d| at most 2, and d is off by 2^-9 of itself
+
+
 def test_adapters_are_merged(called: Called, folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     out = tmp_path / "out"

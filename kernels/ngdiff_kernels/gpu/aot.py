@@ -69,8 +69,8 @@ class Variant:
                 self.dtype,
                 *chosen,
                 *["nesterov"] * bool(self.constants.get("NESTEROV")),
-                *[f"gradients {self.gradient_dtype}"] * bool(self.gradient_dtype),
                 *[self.remark] * bool(self.remark),
+                *[f"gradients {self.gradient_dtype}"] * bool(self.gradient_dtype),
             ]
         )
 
