@@ -92,7 +92,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.C
         path.write_text(source.replace(mutation.right, mutation.wrong))
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(TESTS), "-k", mutation.tests]
         environment = os.environ | {"PYTHONPATH": str(folder), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=600
+        )  # s: alone ten, beside other work minutes
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(MUTATIONS, pool.map(run, MUTATIONS), strict=True))
