@@ -51,25 +51,29 @@ class Estimate:
 
     Attributes:
         parts: what for -> bytes, counted.
-        activations: bytes, an estimate; or those of the weights that an automatic rate probes, where these need a buffer of
-            their own and it is larger.
+        activations: bytes, an estimate.
         seconds: of training, an estimate.
+        probe: bytes of the weights that an automatic rate looks at, where they need a buffer of their own. It is there when
+            activations are not.
     """
 
     parts: dict[str, int]
     activations: int
     seconds: float
+    probe: int = 0
 
     @property
     def bytes(self) -> int:
-        """All of it."""
-        return sum(self.parts.values()) + self.activations
+        """At the peak."""
+        return sum(self.parts.values()) + max(self.activations, self.probe)
 
     def lines(self) -> Iterator[str]:
         """For the terminal."""
         for name, size in self.parts.items():
             yield _line(name, _size(size))
         yield _line("activations of one batch (an estimate)", _size(self.activations))
+        if self.probe:
+            yield _line("or, at another time, weights to try a rate with", _size(self.probe))
         yield _line("memory in all (about)", _size(self.bytes))
         yield _line("training time (an estimate, within a factor 3)", _duration(self.seconds))
 
@@ -149,9 +153,9 @@ def estimate(
     }
     parts |= {NAMES.get(name, name): model.trained * STATE for name, kind in states.items() if kind == "flat"}
     operations = (8 if checkpointing else 6) * model.weights * tokens  # a weight and token: 2 forward, 4 backward
-    probed = model.trained * dtype.itemsize if automatic and gradient_dtype not in (None, dtype) else 0
-    activations = max(_activations(model, batch * longest, computing.itemsize, checkpointing), probed)
-    return Estimate(parts, activations, operations / speed)
+    probe = model.trained * dtype.itemsize if automatic and gradient_dtype not in (None, dtype) else 0
+    activations = _activations(model, batch * longest, computing.itemsize, checkpointing)
+    return Estimate(parts, activations, operations / speed, probe)
 
 
 def _activations(model: Model, tokens: int, itemsize: int, checkpointing: bool) -> int:

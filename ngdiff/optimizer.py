@@ -111,7 +111,6 @@ class TwoTaskOptimizer(torch.optim.Optimizer):
     ):
         if gradient_dtype not in (None, torch.bfloat16):
             raise ValueError(f"gradient_dtype = {gradient_dtype}: give torch.bfloat16, or None for the parameters' own")
-
         self.rule = rules.get(rule) if isinstance(rule, str) else rule
         self.auto = _automatic(lr)
         self.last_step: StepReport | None = None

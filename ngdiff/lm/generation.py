@@ -13,7 +13,6 @@ CACHE = 4 << 30  # bytes that the cache of a batch may take, of large models
 LEAVE = 7 / 8  # share of the batch's rows that still go on when the others leave it: their keys and values are copied then
 PREFIX = 32  # tokens that all prompts of a batch must share before they are read once for all
 
-
 Ends = Callable[[list[int]], bool]
 
 

@@ -46,9 +46,12 @@ def test_probes_beside_narrow_gradients_need_a_buffer_of_their_own() -> None:
     few, many = ({"batch": batch, "longest": batch} for batch in (1, 64))
     for options, automatic, expected in ((few, False, 0), (few, True, 4 * weights), (many, True, 0)):
         found = estimated(model, torch.float32, gradient_dtype=torch.bfloat16, automatic=automatic, **options)
-        usual = estimated(model, torch.float32, **options)
-        assert found.activations == max(usual.activations, expected)
-    assert estimated(model, torch.float32, automatic=True, **few).activations < 4 * weights
+        assert found.bytes == sum(found.parts.values()) + max(found.activations, expected)
+        assert any("try a rate" in line for line in found.lines()) == automatic
+    assert (
+        estimated(model, torch.float32, **few).activations < 4 * weights < estimated(model, torch.float32, **many).activations
+    )
+    assert estimated(model, torch.float32, automatic=True, **few).probe == 0
 
 
 def test_a_model_without_weights_counts_the_same() -> None:

@@ -265,6 +265,8 @@ def test_a_dry_run_says_what_is_needed_and_does_nothing(called: Called, tmp_path
     assert lines[gradients] == f"{8 * weights / 2**20:.2f} MiB"
     _, narrow, _ = called("unlearn", out=tmp_path / "out", dry_run=True, held_out=0.25, bf16_gradients=True)
     assert re.search(rf"{gradients} +{4 * weights / 2**20:.2f} MiB", narrow)
+    assert re.search(rf"weights to try a rate with +{4 * weights / 2**20:.2f} MiB", narrow)  # the default rate is automatic
+    assert "weights to try a rate with" not in printed
     assert "activations of one batch (an estimate)" in lines
     assert "training time (an estimate, within a factor 3)" in lines
     assert "forget: 4 rows of question and answer, " in printed
