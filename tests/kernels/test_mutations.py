@@ -90,11 +90,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.C
         source = path.read_text()
         assert mutation.right in source, f"{name}: the line to break is no longer there"
         path.write_text(source.replace(mutation.right, mutation.wrong))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(TESTS), "-k", mutation.tests]
+        options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile", "unshrunk"]
+        command = [sys.executable, "-m", "pytest", *options, str(TESTS), "-k", mutation.tests]
         environment = os.environ | {"PYTHONPATH": str(folder), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=600
-        )  # s: alone ten, beside other work minutes
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(MUTATIONS, pool.map(run, MUTATIONS), strict=True))
