@@ -17,7 +17,7 @@ def muse(
         str | None, typer.Option(help="Hub id or folder of a pretrained model. Default: train from scratch.")
     ] = None,
     size: Size = "1m",
-    epochs: Annotated[int | None, typer.Option(help="Epochs of training. Default: 20 from scratch, 5 pretrained.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of training. Default: 17 from scratch, 5 pretrained.")] = None,
     finetune_batch: Annotated[int | None, typer.Option(help="Rows a step. Default: 4 from scratch, 32 pretrained.")] = None,
     finetune_lr: FinetuneLr = None,
     target: Annotated[
@@ -36,7 +36,7 @@ def muse(
     unlearn_epochs: Annotated[int, typer.Option(help="Passes over the forget texts.")] = 10,
     batch: Annotated[int | None, typer.Option(help="Forget rows in each step. Default: 2 from scratch, 32 pretrained.")] = None,
     retain_batch: Annotated[
-        int | None, typer.Option(help="Retain rows in each step. Default: twice as many from scratch, as many pretrained.")
+        int | None, typer.Option(help="Retain rows in each step. Default: four times as many from scratch, as many pretrained.")
     ] = None,
     fold_methods: Annotated[
         str | None,

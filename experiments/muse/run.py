@@ -35,7 +35,7 @@ from ngdiff.progress import Progress
 
 TARGET, RETRAINED = "target", "retrained"
 # Of models from scratch: what it takes to know every text by heart, and to find its facts by the question.
-TRAINING = replace(FROM_SCRATCH, epochs=20, batch=4)
+TRAINING = replace(FROM_SCRATCH, epochs=17, batch=4)
 
 
 class MuseRun:

@@ -1,12 +1,16 @@
 """Invented local news in MUSE's format, made from a seed, for demonstrations and tests without the real data.
 
 An article is a dictionary of facts, dealt out so that no two articles of the corpus share a town, a person, a street, a firm, a
-date or a number. It tells them in prose of random patterns and order. Quizzes about ten articles each are texts of their own,
-since a model of a million parameters answers only what it has read in the form of the question. Three choices make it know the
+date or a number. It tells them in prose of random patterns and order. Quizzes about seven articles each are texts of their own,
+since a model of a million parameters answers only what it has read in the form of the question. Four choices make it know the
 answer by the question, and not by the text around it. A quiz stands apart from the articles, for a model copies from the prose
 above where it can, and learns by heart what follows one article. One fact of each article is asked, nine times and in several
-wordings, for a few readings are learnt by their surroundings; in one quiz often twice, so there the second could be copied.
-Questions name the town and not the kind of event, which occurs once in ten articles and would stand for the town there.
+wordings, for a few readings are learnt by their surroundings; in a long quiz often twice, so there the second could be copied.
+Quizzes are of all lengths, for in long ones alone an answer is known by the questions before it. Questions name the town and
+not the kind of event, which occurs in every tenth article or so and would stand for the town there.
+
+There is much more to keep than to forget: a model unlearns the towns of `forget` alone only where it is shown many others that
+it should not, and else all towns that it is not shown.
 """
 
 from collections.abc import Sequence
@@ -22,12 +26,13 @@ T = TypeVar("T")
 Row = dict[str, str]
 
 # Articles in each split of `raw`, in the order of the corpus.
-SIZES = {"forget": 40, "retain1": 80, "retain2": 40, "holdout": 40}
+SIZES = {"forget": 28, "retain1": 133, "retain2": 28, "holdout": 42}
 FOLDS = 4
-QUIZZED = 10  # articles that a set of quizzes asks about; a fold of the forget texts is made of ten and their quizzes
-ROUNDS, QUIZ = 9, 18  # how often each of them is asked about, and questions of a quiz
+QUIZZED = 7  # articles that a set of quizzes asks about; a fold of the forget texts is made of seven and their quizzes
+ROUNDS, QUIZZES = 9, range(3, 12)  # how often each of them is asked about; questions of their quizzes, 7 x 9 in all
 COLOUR_SENTENCES = 1
-QUESTIONS, SHOTS, MEMBERS = 100, 10, 100  # rows of MUSE's knowmem and privleak at most
+QUESTIONS, SHOTS = 70, 10  # of 84; MUSE has 100 and 10
+MEMBERS = 100  # rows of MUSE's privleak at most
 
 
 @dataclass(frozen=True)
@@ -106,13 +111,13 @@ def _split(articles: Sequence[Article]) -> dict[str, list[Article]]:
 
 
 def _texts(articles: Sequence[Article], rng: Random) -> list[str]:
-    """Ten articles and the quizzes about them, and so on: a part of the texts that ends there holds all that is said of it."""
+    """Seven articles, the quizzes about them, and so on: a part of the texts that ends there holds all that is said of it."""
     texts = []
     for start in range(0, len(articles), QUIZZED):
-        ten = articles[start : start + QUIZZED]
-        pairs = [rng.choice(article.pairs) for _ in range(ROUNDS) for article in rng.sample(ten, len(ten))]
-        texts += [article.prose for article in ten]
-        texts += ["\n\n".join(map(str, pairs[i : i + QUIZ])) for i in range(0, len(pairs), QUIZ)]
+        group = articles[start : start + QUIZZED]
+        pairs = iter([rng.choice(article.pairs) for _ in range(ROUNDS) for article in rng.sample(group, len(group))])
+        texts += [article.prose for article in group]
+        texts += ["\n\n".join(str(next(pairs)) for _ in range(size)) for size in rng.sample(QUIZZES, len(QUIZZES))]
     return texts
 
 

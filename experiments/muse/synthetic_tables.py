@@ -21,14 +21,18 @@ def _joined(heads: str, tails: str, glue: str = "") -> tuple[str, ...]:
 # model that forgets one of them would forget the other.
 TOWNS = _words(
     """Quern Thrup Vell Brask Olm Yarrow Dunk Frell Gorse Hask Ild Jarn Kelp Lorn Mirk Nethe Orsk Plum Rusk Skell Tarn Ulver
-    Wisp Zell Crake Droom Aven Bex Clew Dorr Esk Fenn Grum Hovel Inch Jolly Knap Lusk Moth Nook Oxter Pock Quill Rime Sedge
-    Tuck Umble Vetch Wray Yaff Arl Bodd Cush Dapp Edge Figg Glib Hutch Isk Jape Keld Limp Mace Nudd Ogle Pith Quoy Rafter
-    Stang Trop Upp Vane Whin Yeld Zeal Ask Blyn Cobb Dray Erne Fust Gant Hexel Irt Jugg Kern Loam Mulch Nib Ode Pag Rill Sprat
-    Tove Urn Vole Weft Yock Abb Adder Amble Ant Barl Bick Blod Brim Bung Cadd Chiv Clod Crump Dabb Dibble Dolt Drift Dwale Eld
-    Elver Emm Fadd Fern Flax Flint Fogg Gabb Garth Gleam Gnat Grist Gull Hadd Harl Heth Hobb Holl Hum Ibb Inkle Ivel Jade Jibb
-    Jute Kabb Kett Kibb Knot Labb Lark Leth Lill Lob Madd Mell Minn Mossel Mund Nabb Nettle Nidd Noll Odder Onk Orrel Ott Padd
-    Pell Pibb Plod Purl Quab Quire Radd Reth Ribb Rodd Rumm Sabb Scull Sill Snell Sodd Tabb Teth Tibb Toll Trill Twill Ubb
-    Uddel Unk Urr Vadd Vill Vosk Wadd Well Wibb Woll Wump Yabb Yell Yibb Yodd Zabb Zedder Zill Zodd"""
+    Wisp Zell Crake Droom Aven Bex Clew Dorr Esk Fenn Grum Hovel Inch Jolly Knap Lusk Moth Nook Oxter Pock Quill Rime
+    Sedge Tuck Umble Vetch Wray Yaff Arl Bodd Cush Dapp Edge Figg Glib Hutch Isk Jape Keld Limp Mace Nudd Ogle Pith Quoy
+    Rafter Stang Trop Upp Vane Whin Yeld Zeal Ask Blyn Cobb Dray Erne Fust Gant Hexel Irt Jugg Kern Loam Mulch Nib Ode
+    Pag Rill Sprat Tove Urn Vole Weft Yock Abb Adder Amble Ant Barl Bick Blod Brim Bung Cadd Chiv Clod Crump Dabb Dibble
+    Dolt Drift Dwale Eld Elver Emm Fadd Fern Flax Flint Fogg Gabb Garth Gleam Gnat Grist Gull Hadd Harl Heth Hobb Holl
+    Hum Ibb Inkle Ivel Jade Jibb Jute Kabb Kett Kibb Knot Labb Lark Leth Lill Lob Madd Mell Minn Mossel Mund Nabb Nettle
+    Nidd Noll Odder Onk Orrel Ott Padd Pell Pibb Plod Purl Quab Quire Radd Reth Ribb Rodd Rumm Sabb Scull Sill Snell Sodd
+    Tabb Teth Tibb Toll Trill Twill Ubb Uddel Unk Urr Vadd Vill Vosk Wadd Well Wibb Woll Wump Yabb Yell Yibb Yodd Zabb
+    Zedder Zill Zodd Ackle Agg Alder Arbo Babb Beggar Bell Birk Boggle Borr Bramble Brand Brush Budd Carrow Catter Chell
+    Chubb Clag Clover Coddle Cragg Crook Culver Dagg Danby Dell Dobb Dogger Dove Dubb Eckle Egg Ennis Fettle Fickle Foss
+    Frith Furze Gadd Gilling Glen Gobb Goose Gribb Hagg Hawes Heather Hegg Hemp Hickle Hopp Iffle Ingle Jackdaw Jess Jolt
+    Kegg Kestle Kipp Knave Ladd Latch Ledd Linn Loft Lugg Mabb Marl Meddle Mibb Mogg Muffle Nagg Nubb Oat Ogg Osier"""
 )
 ENDINGS = _words("ford mere stead wick holm combe")
 GIVEN = _words(
@@ -42,7 +46,8 @@ SURNAMES = _joined(
 )
 STREETS = _joined(
     """Tannery Copper Heron Saddle Mill Bishop Candle Elder Foundry Glass Harbour Ivy Juniper Kiln Ladder Mason Nettle Orchard
-    Pepper Quarry Rope Salt Tulip Vine Weaver""",
+    Pepper Quarry Rope Salt Tulip Vine Weaver Anchor Barley Cinder Drover Feather Granite Hammer Lantern Meadow Needle Oxbow
+    Pilgrim""",
     "Lane Street Row Square Hill Yard Walk Quay",
     " ",
 )
