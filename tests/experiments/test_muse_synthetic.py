@@ -10,16 +10,16 @@ from itertools import combinations
 
 import pytest
 
-from experiments.muse.synthetic import QUIZ, QUIZZED, ROUNDS, SIZES, rows
+from experiments.muse.synthetic import QUIZZED, QUIZZES, ROUNDS, SIZES, rows
 from experiments.muse.synthetic_tables import COSTS, COUNTS, DAYS, ENDINGS, FIRMS, STREETS, SURNAMES, TOWNS
 
 SPLITS = {
-    "raw": {"forget": 60, "retain1": 120, "retain2": 60, "holdout": 60},
-    "verbmem": {"forget": 40},
-    "knowmem": {"forget_qa": 100, "retain_qa": 100, "forget_qa_icl": 10, "retain_qa_icl": 10},
-    "privleak": {"forget": 40, "retain": 40, "holdout": 40},
-    "scal": {"forget_1": 15, "forget_2": 30, "forget_3": 45, "forget_4": 60},
-    "sust": {"forget_1": 15, "forget_2": 15, "forget_3": 15, "forget_4": 15},
+    "raw": {"forget": 64, "retain1": 304, "retain2": 64, "holdout": 96},
+    "verbmem": {"forget": 28},
+    "knowmem": {"forget_qa": 70, "retain_qa": 70, "forget_qa_icl": 10, "retain_qa_icl": 10},
+    "privleak": {"forget": 28, "retain": 28, "holdout": 42},
+    "scal": {"forget_1": 16, "forget_2": 32, "forget_3": 48, "forget_4": 64},
+    "sust": {"forget_1": 16, "forget_2": 16, "forget_3": 16, "forget_4": 16},
 }
 FIELDS = {"verbmem": ["prompt", "gt"], "knowmem": ["question", "answer"]}
 ALL = [(config, split) for config, splits in SPLITS.items() for split in splits]
@@ -65,7 +65,7 @@ def test_a_seed_gives_the_same_rows_in_every_process(hash_seed: str) -> None:
 
 
 def test_rows_of_seed_0_are_those_that_results_were_obtained_with() -> None:
-    assert digest(0) == "b2bd12d6fd457b3ac721ddd5c76dd5a49cea559130c6fcf354317b2936dff95b"
+    assert digest(0) == "eec181857f80e781e650fa24057229ca4a1329b73436fda4b26587a69d61bf07"
 
 
 def test_another_seed_gives_other_articles() -> None:
@@ -84,8 +84,8 @@ def test_rows_have_muses_fields_and_none_is_blank(config: str, split: str) -> No
 def test_folds_are_nested_and_disjoint_parts_of_forget() -> None:
     forget = texts("forget")
     for i in range(1, 5):
-        assert texts(f"forget_{i}", "scal") == forget[: 15 * i]
-        assert texts(f"forget_{i}", "sust") == forget[15 * (i - 1) : 15 * i]
+        assert texts(f"forget_{i}", "scal") == forget[: 16 * i]
+        assert texts(f"forget_{i}", "sust") == forget[16 * (i - 1) : 16 * i]
     assert len(set(forget)) == len(forget)
 
 
@@ -99,7 +99,7 @@ def test_a_text_is_an_article_or_a_quiz(split: str) -> None:
     assert len(articles(split)) == SIZES[split]
     for text in quizzes(split):
         assert "\n\n".join(f"Question: {question}\nAnswer: {answer}" for question, answer in asked(text)) == text
-        assert len(asked(text)) == QUIZ
+        assert len(asked(text)) in QUIZZES
     assert not any(asked(text) for text in articles(split))
 
 
@@ -130,13 +130,14 @@ def test_no_answer_is_that_of_two_splits(seed: int) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS_OF_RAW)
-def test_quizzes_ask_equally_often_about_each_of_the_ten_articles_before_them(split: str) -> None:
+def test_quizzes_ask_equally_often_about_each_of_the_articles_before_them(split: str) -> None:
     """And about no other, so a fold holds all that is said of its articles."""
-    found, length = texts(split), QUIZZED + QUIZZED * ROUNDS // QUIZ
+    found, length = texts(split), QUIZZED + len(QUIZZES)
     for start in range(0, len(found), length):
-        ten, about_them = found[start : start + QUIZZED], found[start + QUIZZED : start + length]
+        group, about_them = found[start : start + QUIZZED], found[start + QUIZZED : start + length]
+        assert sorted(len(asked(text)) for text in about_them) == list(QUIZZES)  # one of each length: no two are equal
         answers = [answer for text in about_them for _, answer in asked(text)]
-        owners = [i for answer in answers for i, article in enumerate(ten) if states(article, answer)]
+        owners = [i for answer in answers for i, article in enumerate(group) if states(article, answer)]
         assert sorted(owners) == sorted(list(range(QUIZZED)) * ROUNDS)
         for round_ in range(0, len(owners), QUIZZED):  # spread over the quizzes, not one article after the other
             assert sorted(owners[round_ : round_ + QUIZZED]) == list(range(QUIZZED))
@@ -151,7 +152,7 @@ def states(text: str, answer: str) -> bool:
 def test_quizzes_answer_the_questions_that_are_evaluated(name: str, split: str, seed: int) -> None:
     quizzed = {(question.split()[-1], answer) for text in texts(split, seed=seed) for question, answer in asked(text)}
     evaluated, shots = pairs(f"{name}_qa", seed), pairs(f"{name}_qa_icl", seed)
-    assert (len(evaluated), len(shots)) == (100, 10)
+    assert (len(evaluated), len(shots)) == (70, 10)
     assert not {answer for _, answer in evaluated} & {answer for _, answer in shots}
     for question, answer in evaluated | shots:
         assert (question.split()[-1], answer) in quizzed  # the town is the last word
