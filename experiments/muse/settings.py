@@ -14,7 +14,7 @@ from ngdiff.lm.objectives import FORGET
 
 # Of small models: tokens of a row, forget rows a step, retain rows to each of them, the rate of methods without their own. Such
 # models lose what they know by heart at every step along a rough gradient, and more rows to keep steady it.
-LENGTH, BATCH, RETAIN_FOR_ONE, RATE = 384, 2, 4, 1e-4
+LENGTH, BATCH, RETAIN_FOR_ONE, RATE = 384, 2, 3, 1e-4
 PUBLISHED = "published"  # in the place of a model: the one that the benchmark's authors put on the hub
 
 
@@ -36,7 +36,7 @@ class Settings:
         rate: learning rate of the methods without one; None takes MUSE's 1e-5, or 1e-4 for models from scratch.
         unlearn_epochs: passes over the forget rows; MUSE's are 10.
         batch: rows of the forget task in each step; None takes MUSE's 32, or 2 for models from scratch.
-        retain_batch: rows of the retain task in each step; None takes as many as of the forget task, or four times as many
+        retain_batch: rows of the retain task in each step; None takes as many as of the forget task, or three times as many
             for models from scratch.
         fold_methods: those of `methods` that unlearn the folds too; empty leaves scalability and sustainability out, None takes
             the first.

@@ -20,7 +20,7 @@ from ngdiff.lm.objectives import FORGET, RETAIN, Objective, layer
 from ngdiff.lm.pairs import PairCollator, PairedRows, PairSampler, Row
 from ngdiff.lm.said import Said
 from ngdiff.objectives import IGNORE
-from ngdiff.optimizer import TASKS
+from ngdiff.optimizer import TASKS, TwoTaskOptimizer
 from ngdiff.stopping import StoppingCriteria
 from ngdiff.trainer.sealed import SealedTrainer
 from ngdiff.trainer.step import Accumulated, Batch, Meter, NoSchedule, StepWithoutArguments
@@ -117,6 +117,8 @@ class NGDiffTrainer(SealedTrainer):
             "gradient_dtype": gradient_dtype, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon,
             "seed": args.seed,
         }  # fmt: skip
+        # The optimizer is made at the first step, and this one refuses now what that one would refuse then.
+        TwoTaskOptimizer([torch.nn.Parameter(torch.zeros(1))], self.rule, **self.optimizer_options)
         # The underscore keeps it from uploads.
         self.reference_folder = Path(reference_folder or Path(str(args.output_dir), "_reference"))
         self.max_skipped_steps, self.stopping, self.check_every = max_skipped_steps, stopping, check_every

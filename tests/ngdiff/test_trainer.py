@@ -335,6 +335,8 @@ def test_padding_is_told_by_length_and_not_by_id() -> None:
         ({"forget": "nl"}, "forget: unknown objective 'nl'; choose one of nll"),
         ({"retain": "npo"}, "retain: unknown objective 'npo'"),
         ({"rule": "ngdif"}, "ngdif"),
+        ({"base": "rmsprop"}, "base"),
+        ({"gradient_dtype": torch.float16}, "gradient_dtype = torch.float16: give torch.bfloat16"),
         ({"train_dataset": [], "retain": "kl"}, "train_dataset: these objectives"),
         ({"max_skipped_steps": 0}, "max_skipped_steps: found 0"),
         ({"check_every": 0}, "check_every: found 0"),
