@@ -36,7 +36,8 @@ def muse(
     unlearn_epochs: Annotated[int, typer.Option(help="Passes over the forget texts.")] = 10,
     batch: Annotated[int | None, typer.Option(help="Forget rows in each step. Default: 2 from scratch, 32 pretrained.")] = None,
     retain_batch: Annotated[
-        int | None, typer.Option(help="Retain rows in each step. Default: three times as many from scratch, as many pretrained.")
+        int | None,
+        typer.Option(help="Retain rows in each step. Default: three times as many from scratch, as many pretrained."),
     ] = None,
     fold_methods: Annotated[
         str | None,

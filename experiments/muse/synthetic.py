@@ -9,8 +9,8 @@ wordings, for a few readings are learnt by their surroundings; in a long quiz of
 Quizzes are of all lengths, for in long ones alone an answer is known by the questions before it. Questions name the town and
 not the kind of event, which occurs in every tenth article or so and would stand for the town there.
 
-There is much more to keep than to forget: a model unlearns the towns of `forget` alone only where it is shown many others that
-it should not, and else all towns that it is not shown.
+There is much more to keep than to forget: what a model knows of towns that unlearning does not show it lasts longer where it is
+shown many others that it should keep.
 """
 
 from collections.abc import Sequence

@@ -118,7 +118,9 @@ class NGDiffTrainer(SealedTrainer):
             "seed": args.seed,
         }  # fmt: skip
         # The optimizer is made at the first step, and this one refuses now what that one would refuse then.
-        TwoTaskOptimizer([torch.nn.Parameter(torch.zeros(1))], self.rule, **self.optimizer_options)
+        TwoTaskOptimizer(
+            [torch.nn.Parameter(torch.zeros(1))], self.rule, weight_decay=args.weight_decay, **self.optimizer_options
+        )
         # The underscore keeps it from uploads.
         self.reference_folder = Path(reference_folder or Path(str(args.output_dir), "_reference"))
         self.max_skipped_steps, self.stopping, self.check_every = max_skipped_steps, stopping, check_every
