@@ -117,7 +117,7 @@ class NGDiffTrainer(SealedTrainer):
             "gradient_dtype": gradient_dtype, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon,
             "seed": args.seed,
         }  # fmt: skip
-        # The optimizer is made at the first step, and this one refuses now what that one would refuse then.
+        # The optimizer is made when training begins; this one refuses now what that one would refuse then.
         TwoTaskOptimizer(
             [torch.nn.Parameter(torch.zeros(1))], self.rule, weight_decay=args.weight_decay, **self.optimizer_options
         )
