@@ -6,8 +6,9 @@ all-reduce of three numbers. Losses are averaged over the ranks, in the same all
 """
 
 import sys
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,8 @@ from ngdiff.flat import Segment
 
 if TYPE_CHECKING:  # torch may have been built without it
     from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
 
 # What accelerate calls them -> why two gradients cannot be had from them.
 REFUSED = {
@@ -137,7 +140,7 @@ class Ranks:
             self._device = segment.theta.device
             if isinstance(segment, ShardedSegment) and segment.mesh not in meshes:
                 meshes.append(segment.mesh)
-        if not (dist.is_available() and dist.is_initialized()):
+        if not _in_use():
             return
         if meshes:
             self.sharded = True
@@ -167,6 +170,49 @@ class Ranks:
     def mean(self, values: Tensor) -> Tensor:
         """The mean over all ranks, the same on each. One all-reduce."""
         return self.sum(values / self.size)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Around what some ranks may fail at, such as writing a file: all leave it when all are done, and all fail or none.
+
+    Raises:
+        RuntimeError: another rank has failed; one line, with its number and the first line of its message.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    if _in_use():
+        lines = (str(failure).strip() or type(failure).__name__).splitlines()
+        found: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, None if failure is None else lines[0])
+        if failure is None and any(found):
+            rank, line = next((rank, line) for rank, line in enumerate(found) if line)
+            raise RuntimeError(f"rank {rank}: {line}")
+    if failure is not None:
+        raise failure
+
+
+def decided_by_first(decide: Callable[[], T]) -> T:
+    """What `decide` returns on rank 0, on all ranks; where it fails there, all fail.
+
+    Raises:
+        RuntimeError: rank 0 has failed, and this is another.
+    """
+    found: list[Any] = [None]
+    with together():
+        if not _in_use() or dist.get_rank() == 0:
+            found = [decide()]
+    if _in_use():
+        dist.broadcast_object_list(found, src=0)
+    return cast(T, found[0])
+
+
+def _in_use() -> bool:
+    """Whether there may be other ranks than this one."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def is_sharded(parameter: Tensor) -> bool:

@@ -100,6 +100,7 @@ class Unlearning:
             UserError: something of it cannot be used or done.
         """
         start = time.monotonic()
+        _check_alone()
         self.settings.check()
         inputs.check_folder("--out", self.out)
         found = self._inputs()
@@ -233,6 +234,16 @@ class Unlearning:
         write_text(model / "README.md", card(manifest))
         write_text(model / "report.html", report(manifest, logs))
         os.replace(model, self.out)
+
+
+def _check_alone() -> None:
+    """Several of these would each unlearn the same rows and write the same folder."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1":
+        raise UserError(
+            f"WORLD_SIZE: found {size}, and this command is one process; call it without a launcher, or start a script with "
+            "ngdiff.NGDiffTrainer by torchrun"
+        )
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,18 @@ from transformers.utils import logging
 
 from ngdiff import checkpoints
 from ngdiff.checkpoints import CheckpointError
+from ngdiff.distributed import decided_by_first, together
 
 logger = logging.get_logger(__name__)
 TRAINER_STATE = "trainer_state.json"
 
 
 class SealedTrainer(Trainer):
-    """Trainer with a lock on its output folder, and checkpoints that appear when all of them is on disk."""
+    """Trainer with a lock on its output folder, and checkpoints that appear when all of them is on disk.
+
+    Of several processes the first holds the lock, chooses the checkpoint to go on from and publishes new ones; what fails there
+    fails in all.
+    """
 
     _staged: Path | None = None
 
@@ -33,9 +38,7 @@ class SealedTrainer(Trainer):
             CheckpointError: another run holds the folder, a checkpoint is damaged, or one cannot be written.
         """
         with self._locked():
-            checkpoint = self._found(resume_from_checkpoint)
-            if self.args.save_strategy != "no":
-                checkpoints.check_unused(Path(str(self.args.output_dir)), None if checkpoint is None else Path(checkpoint))
+            checkpoint = self._chosen(resume_from_checkpoint)
             self.before_training(None if checkpoint is None else Path(checkpoint))
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
@@ -47,11 +50,27 @@ class SealedTrainer(Trainer):
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        if not self.is_world_process_zero():
+        with ExitStack() as held:
+            with _all_or_none():
+                if self.is_world_process_zero():
+                    held.enter_context(checkpoints.locked(Path(self.args.output_dir)))
             yield
-            return
-        with checkpoints.locked(Path(self.args.output_dir)):
-            yield
+
+    def _chosen(self, resume: str | bool | None) -> str | None:
+        """The checkpoint that all processes go on from, whole on each machine; None for a start from the beginning."""
+
+        def choose() -> str | None:
+            found = self._found(resume)
+            if self.args.save_strategy != "no":
+                checkpoints.check_unused(Path(str(self.args.output_dir)), None if found is None else Path(found))
+            return found
+
+        with _all_or_none():
+            checkpoint = decided_by_first(choose)
+        with _all_or_none():
+            if checkpoint is not None and self.is_local_process_zero() and not self.is_world_process_zero():
+                checkpoints.check(Path(checkpoint))  # of this machine, which may have a copy of its own
+        return checkpoint
 
     def _found(self, resume: str | bool | None) -> str | None:
         if isinstance(resume, str | os.PathLike):
@@ -62,6 +81,11 @@ class SealedTrainer(Trainer):
             logger.warning(f"{self.args.output_dir}: no whole checkpoint; the run starts from the beginning")
         return None if found is None else str(found)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's. Of a checkpoint it fails in all processes or in none, for there they wait for each other after it."""
+        with together() if self._staged else nullcontext():
+            super().save_model(output_dir, _internal_call)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staged or super()._get_output_dir(trial))
 
@@ -70,12 +94,13 @@ class SealedTrainer(Trainer):
         run, name = Path(super()._get_output_dir(trial)), f"{checkpoints.PREFIX}{self.state.global_step}"
         self._staged = run / checkpoints.STAGING
         try:
-            super()._save_checkpoint(model, trial)
-            if self.state.best_model_checkpoint == str(self._staged / name):  # each process will look there
-                self.state.best_model_checkpoint = str(run / name)
-            self.accelerator.wait_for_everyone()  # each process has written its random state
-            if self.args.should_save:
-                self._publish(self._staged / name, run / name)
+            with together():  # each process writes its random state
+                super()._save_checkpoint(model, trial)
+                if self.state.best_model_checkpoint == str(self._staged / name):  # each process will look there
+                    self.state.best_model_checkpoint = str(run / name)
+            with together():
+                if self.args.should_save:
+                    self._publish(self._staged / name, run / name)
         except Exception as error:  # of the system, torch or safetensors: they name a full disk in three ways
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise CheckpointError(
@@ -94,3 +119,13 @@ class SealedTrainer(Trainer):
         checkpoints.publish(staged, final)
         best = self.state.best_model_checkpoint
         checkpoints.rotate(final.parent, self.args.save_total_limit, Path(best) if best else None)
+
+
+@contextmanager
+def _all_or_none() -> Iterator[None]:
+    """As `together`, where what is raised in other processes is a fault of a checkpoint too."""
+    try:
+        with together():
+            yield
+    except RuntimeError as error:
+        raise error if isinstance(error, CheckpointError) else CheckpointError(str(error)) from None

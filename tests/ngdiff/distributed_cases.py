@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
@@ -31,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import ngdiff
+import ngdiff.checkpoints
 from ngdiff import TwoTaskOptimizer
 from ngdiff.distributed import refuse_deepspeed
 
@@ -465,7 +467,9 @@ def llama(code: str) -> Tensor:
     return torch.cat([whole(p).flatten() for p in model.parameters()])
 
 
-def by_trainer(folder: str, batch: int, accumulate: int, best: bool = False, **options: Any) -> dict[str, Any]:
+def by_trainer(
+    folder: str, batch: int, accumulate: int, best: bool = False, resume: bool = False, **options: Any
+) -> dict[str, Any]:
     """A Llama after one pass of `NGDiffTrainer`, with what this rank has seen."""
     import tiny
     from accelerate.state import AcceleratorState, GradientState
@@ -487,6 +491,29 @@ def by_trainer(folder: str, batch: int, accumulate: int, best: bool = False, **o
         seen.append({task: part["input_ids"] for task, part in inputs.items()}),
         step(model, inputs, items),
     )[1]
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {"weights": weights(model), "seen": seen, "logs": logs, "rate": trainer.own_optimizer.param_groups[0]["lr"]}
+
+
+def refused_trainer(folder: str, rank: int | None = None, name: str = "", **options: Any) -> str:
+    """The error of `by_trainer` on this rank. On `rank`, if given, there is no room for what `name` writes."""
+    from transformers import Trainer
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if dist.get_rank() == rank:
+            patch.setattr(Trainer if name == "save_model" else ngdiff.checkpoints, name, fail)
+        with pytest.raises(Exception) as caught:
+            by_trainer(folder, 2, 1, **options)
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+def resumed_trainer(folder: str, unseen: bool, **options: Any) -> int:
+    """How many steps a rank takes in a folder with checkpoints, of which rank 1 sees none if `unseen`."""
+    with pytest.MonkeyPatch.context() as patch:
+        if unseen and dist.get_rank() == 1:
+            patch.setattr(ngdiff.checkpoints, "newest", lambda *_: None)
+        return len(by_trainer(folder, 2, 1, resume=True, **options)["seen"])

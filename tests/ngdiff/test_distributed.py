@@ -2,6 +2,7 @@
 
 import functools
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from accelerate.utils import DistributedType
 from asserts import assert_bitwise_equal, assert_within
 
+from ngdiff import checkpoints
 from ngdiff.distributed import refuse_deepspeed
 
 every_kind = pytest.mark.parametrize("kind", ["ddp", "fsdp"])
@@ -296,3 +298,34 @@ def test_ranks_of_the_trainer_draw_different_rows_and_agree_on_the_rate(pool, tm
     for task in ("forget", "retain"):
         mine, theirs = ({tuple(row) for batch in rank["seen"] for row in batch[task].tolist()} for rank in (one, other))
         assert mine and theirs and not mine & theirs
+
+
+@pytest.mark.parametrize(("name", "rank"), [("publish", 0), ("save_model", 0), ("save_model", 1)])
+def test_a_checkpoint_that_one_rank_cannot_write_ends_the_run_on_all(pool, tmp_path, name, rank):
+    """At once, and with the reason; none waits for one that has left."""
+    errors = pool.run(cases.refused_trainer, str(tmp_path), rank, name, base="sgd", best=name == "save_model")
+    for i, error in enumerate(errors):
+        reason = "[Errno 28] No space left on device" if i == rank else f"rank {rank}: [Errno 28] No space left on device"
+        assert error.startswith("CheckpointError: ") and f"checkpoint-1: cannot be written ({reason})" in error
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_folder_that_another_run_holds_is_refused_on_all_ranks(pool, tmp_path):
+    with checkpoints.locked(tmp_path):
+        mine, theirs = pool.run(cases.refused_trainer, str(tmp_path), base="sgd")
+    assert re.fullmatch(r"CheckpointError: .*: another run \(process \d+\) writes there; .*", mine)
+    assert theirs == mine.replace("CheckpointError: ", "CheckpointError: rank 0: ")
+
+
+def test_a_folder_with_checkpoints_of_another_run_is_refused_on_all_ranks(pool, tmp_path):
+    pool.run(cases.by_trainer, str(tmp_path), 2, 1, base="sgd")
+    mine, theirs = pool.run(cases.refused_trainer, str(tmp_path), base="sgd")
+    assert re.fullmatch(r"CheckpointError: .*checkpoint-4: of a run before; .*", mine)
+    assert theirs == mine.replace("CheckpointError: ", "CheckpointError: rank 0: ")
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_all_ranks_go_on_from_the_checkpoint_that_rank_0_has_chosen(pool, tmp_path, unseen):
+    pool.run(cases.by_trainer, str(tmp_path), 2, 1, base="sgd")
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    assert pool.run(cases.resumed_trainer, str(tmp_path), unseen, base="sgd") == [1, 1]  # from checkpoint-3
