@@ -468,7 +468,7 @@ def llama(code: str) -> Tensor:
 
 
 def by_trainer(
-    folder: str, batch: int, accumulate: int, best: bool = False, resume: bool = False, **options: Any
+    folder: str, batch: int, accumulate: int, best: bool = False, resume: bool = False, sharded: bool = False, **options: Any
 ) -> dict[str, Any]:
     """A Llama after one pass of `NGDiffTrainer`, with what this rank has seen."""
     import tiny
@@ -486,6 +486,8 @@ def by_trainer(
     options |= {"eval_dataset": tiny.rows(4, 3)} if best else {}
     rows = {"forget_dataset": tiny.rows(16, 1), "retain_dataset": tiny.rows(24, 2)}
     trainer = ngdiff.NGDiffTrainer(model, arguments, **rows, **options)
+    if sharded:
+        _shard(trainer)
     step = trainer.training_step
     trainer.training_step = lambda model, inputs, items: (  # type: ignore[method-assign]
         seen.append({task: part["input_ids"] for task, part in inputs.items()}),
@@ -493,7 +495,22 @@ def by_trainer(
     )[1]
     trainer.train(resume_from_checkpoint=resume)
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return {"weights": weights(model), "seen": seen, "logs": logs, "rate": trainer.own_optimizer.param_groups[0]["lr"]}
+    split = [isinstance(parameter, DTensor) for parameter in model.parameters()]
+    return {
+        "weights": weights(model), "seen": seen, "logs": logs, "rate": trainer.own_optimizer.param_groups[0]["lr"],
+        "split": all(split) if sharded else any(split),
+    }  # fmt: skip
+
+
+def _shard(trainer: Any) -> None:
+    """FSDP2, which accelerate refuses on a CPU, so it is told afterwards."""
+    from accelerate import FullyShardedDataParallelPlugin
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+    trainer.accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    trainer.is_fsdp_enabled = True
 
 
 def refused_trainer(folder: str, rank: int | None = None, name: str = "", **options: Any) -> str:

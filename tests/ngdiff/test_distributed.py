@@ -281,6 +281,40 @@ def test_the_trainer_on_two_ranks_takes_the_steps_of_one(pool, tmp_path, options
                 assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name  # sums in float32
 
 
+SHARDED: dict[str, dict[str, Any]] = {
+    "gdiff": {"rule": "gdiff-0.5", "base": "sgd", "lr": 0.1},
+    "ngdiff": {"base": "sgd", "lr": 0.1},
+    "automatic": {"base": "sgd", "lr": "auto"},
+}
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_the_trainer_under_fsdp_takes_the_steps_of_one_process(pool, tmp_path, name):
+    expected = cases.by_trainer(str(tmp_path / "alone"), 4, 1, **SHARDED[name])
+    for rank in pool.run(cases.by_trainer, str(tmp_path / "ranks"), 2, 1, sharded=True, **SHARDED[name]):
+        assert rank["split"] and not expected["split"]
+        # An automatic rate divides differences of losses, which are sums in float32 in another order.
+        bound = 1e-2 if name == "automatic" else BOUND
+        assert rank["rate"] == pytest.approx(expected["rate"], rel=bound)
+        for key, value in expected["weights"].items():
+            assert_within(rank["weights"][key], value, bound * value.abs().max())
+        for mine, theirs in zip(rank["logs"], expected["logs"], strict=True):
+            assert mine["retain_loss"] == pytest.approx(theirs["retain_loss"], rel=max(bound, 1e-4))
+            assert mine["forget_loss"] == pytest.approx(theirs["forget_loss"], rel=max(bound, 1e-4))
+
+
+@pytest.mark.parametrize("base", ["sgd", "adamw"])
+def test_a_run_under_fsdp_goes_on_from_its_checkpoint(pool, tmp_path, base):
+    """With the weights of a run that was not interrupted."""
+    options = {"base": base, "lr": 0.01, "sharded": True}
+    whole, _ = pool.run(cases.by_trainer, str(tmp_path), 2, 1, **options)
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    for rank in pool.run(cases.by_trainer, str(tmp_path), 2, 1, resume=True, **options):
+        assert len(rank["seen"]) == 1
+        for name, value in whole["weights"].items():
+            assert_bitwise_equal(rank["weights"][name], value)
+
+
 def test_the_best_weights_are_loaded_on_every_rank(pool, tmp_path):
     """Ascent alone, so that the first step's checkpoint is the best."""
     one, other = pool.run(cases.by_trainer, str(tmp_path), 2, 1, best=True, rule="ga", base="sgd", lr=0.3)
