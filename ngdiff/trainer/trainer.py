@@ -135,7 +135,7 @@ class NGDiffTrainer(SealedTrainer):
         super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=collator, **kwargs)
         refuse_deepspeed(self.accelerator)
         if self.is_fsdp_enabled:
-            self._check_sharded(args.gradient_accumulation_steps)
+            self._check_sharded()
         self.u = torch.rand(model.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(args.seed))
         self.add_callback(Watch(self))
 
@@ -150,13 +150,14 @@ class NGDiffTrainer(SealedTrainer):
         if ours and self.objectives["forget"].rows != "answer" and dataset.refusals is None:
             raise ValueError("refusal_dataset: found none, and the forget objective teaches refusals; give one a forget row")
 
-    def _check_sharded(self, accumulation: int) -> None:
+    def _check_sharded(self) -> None:
         """Refuse what FSDP2 cannot do here yet, and would do wrong without a word."""
         referring = any(objective.reference for objective in self.objectives.values())
         found = {
-            f"gradient_accumulation_steps: found {accumulation}": accumulation > 1,  # it would mix the tasks' gradients
+            # Before it is sharded the whole model may be on rank 0 alone.
             "forget, retain: found an objective that compares with the model before unlearning": referring,
-            "stopping: found criteria": self.stopping is not None and self.stopping.active,
+            # Of the best weights a checkpoint would hold the shard of one rank.
+            "stopping: found a retain budget": self.stopping is not None and self.stopping.retain_budget is not None,
         }
         for what, holds in found.items():
             if holds:
@@ -233,6 +234,9 @@ class NGDiffTrainer(SealedTrainer):
             The share of this batch in retain_loss - forget_loss, shape ().
         """
         model.train()
+        if self.is_fsdp_enabled:
+            # Between the batches of a step Trainer has FSDP keep whole gradients, where those of two tasks would be one.
+            model.set_requires_gradient_sync(True)
         inputs = self._prepare_inputs(dict(inputs))
         shares = {task: self._share(task, inputs, num_items_in_batch) for task in TASKS}
         losses = {}

@@ -498,7 +498,7 @@ def by_trainer(
     split = [isinstance(parameter, DTensor) for parameter in model.parameters()]
     return {
         "weights": weights(model), "seen": seen, "logs": logs, "rate": trainer.own_optimizer.param_groups[0]["lr"],
-        "split": all(split) if sharded else any(split),
+        "split": all(split) if sharded else any(split), "checks": trainer.stopping.checks if trainer.stopping else None,
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import DistributedType
 from asserts import assert_bitwise_equal, assert_within
 
-from ngdiff import checkpoints
+from ngdiff import StoppingCriteria, checkpoints
 from ngdiff.distributed import refuse_deepspeed
 
 every_kind = pytest.mark.parametrize("kind", ["ddp", "fsdp"])
@@ -289,9 +289,10 @@ SHARDED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", SHARDED)
-def test_the_trainer_under_fsdp_takes_the_steps_of_one_process(pool, tmp_path, name):
-    expected = cases.by_trainer(str(tmp_path / "alone"), 4, 1, **SHARDED[name])
-    for rank in pool.run(cases.by_trainer, str(tmp_path / "ranks"), 2, 1, sharded=True, **SHARDED[name]):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_trainer_under_fsdp_takes_the_steps_of_one_process(pool, tmp_path, name, accumulate):
+    expected = cases.by_trainer(str(tmp_path / "alone"), 4 * accumulate, 1, **SHARDED[name])
+    for rank in pool.run(cases.by_trainer, str(tmp_path / "ranks"), 2, accumulate, sharded=True, **SHARDED[name]):
         assert rank["split"] and not expected["split"]
         # An automatic rate divides differences of losses, which are sums in float32 in another order.
         bound = 1e-2 if name == "automatic" else BOUND
@@ -301,6 +302,17 @@ def test_the_trainer_under_fsdp_takes_the_steps_of_one_process(pool, tmp_path, n
         for mine, theirs in zip(rank["logs"], expected["logs"], strict=True):
             assert mine["retain_loss"] == pytest.approx(theirs["retain_loss"], rel=max(bound, 1e-4))
             assert mine["forget_loss"] == pytest.approx(theirs["forget_loss"], rel=max(bound, 1e-4))
+
+
+def test_a_stopping_criterion_under_fsdp_sees_what_it_sees_in_one_process(pool, tmp_path):
+    options = {"rule": "ga", "base": "sgd", "lr": 0.1, "check_every": 1}
+    start = cases.by_trainer(str(tmp_path / "start"), 4, 1, **options, stopping=StoppingCriteria(forget_target=0.0))
+    target = start["checks"][2][1]  # after two of four steps
+    options["stopping"] = StoppingCriteria(forget_target=target * (1 + 1e-3))
+    for rank in pool.run(cases.by_trainer, str(tmp_path / "ranks"), 2, 1, sharded=True, **options):
+        assert [step for step, _, _ in rank["checks"]] == [0, 1, 2]
+        for mine, theirs in zip(rank["checks"], start["checks"], strict=False):
+            assert mine == pytest.approx(theirs, rel=1e-4)  # sums in float32
 
 
 @pytest.mark.parametrize("base", ["sgd", "adamw"])

@@ -266,6 +266,30 @@ def test_callbacks_see_every_step(tmp_path: Path) -> None:
     assert count.steps == 6
 
 
+# What FSDP2 cannot do; accelerate does not take FSDP on a CPU, so the check is called
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"forget": "npo"},
+            "forget, retain: found an objective that compares with the model before unlearning, which does not",
+        ),
+        ({"retain": "kl"}, "forget, retain: found an objective that compares"),
+        ({"stopping": StoppingCriteria(retain_budget=1.0)}, "stopping: found a retain budget, which does not go with FSDP"),
+    ],
+)
+def test_what_does_not_go_with_fsdp_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, **options)._check_sharded()
+
+
+def test_a_forget_target_and_accumulation_go_with_fsdp(tmp_path: Path) -> None:
+    stopping = StoppingCriteria(forget_target=0.1)
+    trainer(tmp_path, of_arguments={"gradient_accumulation_steps": 2}, stopping=stopping)._check_sharded()
+
+
 # Stopping
 
 
