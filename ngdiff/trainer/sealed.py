@@ -39,7 +39,8 @@ class SealedTrainer(Trainer):
         """
         with self._locked():
             checkpoint = self._chosen(resume_from_checkpoint)
-            self.before_training(None if checkpoint is None else Path(checkpoint))
+            with together():
+                self.before_training(None if checkpoint is None else Path(checkpoint))
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def before_training(self, checkpoint: Path | None) -> None:

@@ -514,7 +514,7 @@ def _shard(trainer: Any) -> None:
 
 
 def refused_trainer(folder: str, rank: int | None = None, name: str = "", **options: Any) -> str:
-    """The error of `by_trainer` on this rank. On `rank`, if given, there is no room for what `name` writes."""
+    """The error of `by_trainer` on this rank. On `rank`, if given, `name` finds no room for what it writes."""
     from transformers import Trainer
 
     def fail(*_: Any, **__: Any) -> None:
@@ -522,7 +522,8 @@ def refused_trainer(folder: str, rank: int | None = None, name: str = "", **opti
 
     with pytest.MonkeyPatch.context() as patch:
         if dist.get_rank() == rank:
-            patch.setattr(Trainer if name == "save_model" else ngdiff.checkpoints, name, fail)
+            owners = {"save_model": Trainer, "before_training": ngdiff.NGDiffTrainer}
+            patch.setattr(owners.get(name, ngdiff.checkpoints), name, fail)
         with pytest.raises(Exception) as caught:
             by_trainer(folder, 2, 1, **options)
     return f"{type(caught.value).__name__}: {caught.value}"

@@ -356,6 +356,12 @@ def test_a_checkpoint_that_one_rank_cannot_write_ends_the_run_on_all(pool, tmp_p
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+def test_what_one_rank_cannot_prepare_ends_the_run_on_all(pool, tmp_path):
+    mine, theirs = pool.run(cases.refused_trainer, str(tmp_path), 1, "before_training", base="sgd")
+    assert mine == "RuntimeError: rank 1: [Errno 28] No space left on device"
+    assert theirs == "OSError: [Errno 28] No space left on device"
+
+
 def test_a_folder_that_another_run_holds_is_refused_on_all_ranks(pool, tmp_path):
     with checkpoints.locked(tmp_path):
         mine, theirs = pool.run(cases.refused_trainer, str(tmp_path), base="sgd")
