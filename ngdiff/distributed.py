@@ -172,12 +172,16 @@ class Ranks:
         return self.sum(values / self.size)
 
 
+class RankError(RuntimeError):
+    """Another rank has failed: its number, and the first line of its message."""
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Around what some ranks may fail at, such as writing a file: all leave it when all are done, and all fail or none.
 
     Raises:
-        RuntimeError: another rank has failed; one line, with its number and the first line of its message.
+        RankError: another rank has failed.
     """
     failure: Exception | None = None
     try:
@@ -190,7 +194,7 @@ def together() -> Iterator[None]:
         dist.all_gather_object(found, None if failure is None else lines[0])
         if failure is None and any(found):
             rank, line = next((rank, line) for rank, line in enumerate(found) if line)
-            raise RuntimeError(f"rank {rank}: {line}")
+            raise RankError(f"rank {rank}: {line}")
     if failure is not None:
         raise failure
 
@@ -199,7 +203,7 @@ def decided_by_first(decide: Callable[[], T]) -> T:
     """What `decide` returns on rank 0, on all ranks; where it fails there, all fail.
 
     Raises:
-        RuntimeError: rank 0 has failed, and this is another.
+        RankError: rank 0 has failed, and this is another.
     """
     found: list[Any] = [None]
     with together():

@@ -238,11 +238,11 @@ class Unlearning:
 
 def _check_alone() -> None:
     """Several of these would each unlearn the same rows and write the same folder."""
-    size = os.environ.get("WORLD_SIZE", "1")
+    size = os.environ.get("WORLD_SIZE") or "1"
     if size != "1":
         raise UserError(
-            f"WORLD_SIZE: found {size}, and this command is one process; call it without a launcher, or start a script with "
-            "ngdiff.NGDiffTrainer by torchrun"
+            f"WORLD_SIZE: found {size}, and this command is one process; call it without a launcher, unset it if there is "
+            "none, or start a script with ngdiff.NGDiffTrainer by torchrun"
         )
 
 

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ngdiff import checkpoints
 from ngdiff.checkpoints import CheckpointError
-from ngdiff.distributed import decided_by_first, together
+from ngdiff.distributed import RankError, decided_by_first, together
 
 logger = logging.get_logger(__name__)
 TRAINER_STATE = "trainer_state.json"
@@ -35,7 +35,8 @@ class SealedTrainer(Trainer):
             kwargs: of Trainer.
 
         Raises:
-            CheckpointError: another run holds the folder, a checkpoint is damaged, or one cannot be written.
+            CheckpointError: another run holds the folder, a checkpoint is damaged, or one cannot be written. Where FSDP2 cannot
+                write its shards or the optimizer's state, torch's own error comes through, or the launcher ends the others.
         """
         with self._locked():
             checkpoint = self._chosen(resume_from_checkpoint)
@@ -128,5 +129,5 @@ def _all_or_none() -> Iterator[None]:
     try:
         with together():
             yield
-    except RuntimeError as error:
-        raise error if isinstance(error, CheckpointError) else CheckpointError(str(error)) from None
+    except RankError as error:
+        raise CheckpointError(str(error)) from None

@@ -104,6 +104,8 @@ class NGDiffTrainer(SealedTrainer):
         **kwargs: Any,
     ):
         _check_args(args, max_skipped_steps, check_every)
+        if getattr(model, "is_distributed_loading_by_transformers", False):
+            raise ValueError("model: found one that was sharded as it was loaded; load it whole, and give fsdp=True in args")
         for name in ("optimizers", "optimizer_cls_and_kwargs", "compute_loss_func"):
             if name in kwargs:
                 raise ValueError(f"{name}: found one, and the step is this Trainer's own; choose rule, base, lr and objectives")
@@ -162,6 +164,13 @@ class NGDiffTrainer(SealedTrainer):
         for what, holds in found.items():
             if holds:
                 raise ValueError(f"{what}, which does not go with FSDP in this Trainer; leave it out, or use DDP")
+        kind = str(getattr(getattr(self.accelerator.state, "fsdp_plugin", None), "state_dict_type", ""))
+        stateless = self.optimizer_options["base"] == "sgd" and not self.optimizer_options["momentum"]
+        if "FULL_STATE_DICT" in kind and stateless and self.args.save_strategy != "no":
+            raise ValueError(
+                "fsdp_config: found state_dict_type FULL_STATE_DICT, with which torch cannot read a checkpoint of an optimizer "
+                "without state, as SGD's; give SHARDED_STATE_DICT, or momentum"
+            )
 
     # What Trainer asks for
 

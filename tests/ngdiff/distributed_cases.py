@@ -468,7 +468,7 @@ def llama(code: str) -> Tensor:
 
 
 def by_trainer(
-    folder: str, batch: int, accumulate: int, best: bool = False, resume: bool = False, sharded: bool = False, **options: Any
+    folder: str, batch: int, accumulate: int, best: bool = False, resume: bool = False, sharded: str = "", **options: Any
 ) -> dict[str, Any]:
     """A Llama after one pass of `NGDiffTrainer`, with what this rank has seen."""
     import tiny
@@ -487,7 +487,7 @@ def by_trainer(
     rows = {"forget_dataset": tiny.rows(16, 1), "retain_dataset": tiny.rows(24, 2)}
     trainer = ngdiff.NGDiffTrainer(model, arguments, **rows, **options)
     if sharded:
-        _shard(trainer)
+        _shard(trainer, sharded)
     step = trainer.training_step
     trainer.training_step = lambda model, inputs, items: (  # type: ignore[method-assign]
         seen.append({task: part["input_ids"] for task, part in inputs.items()}),
@@ -502,13 +502,15 @@ def by_trainer(
     }  # fmt: skip
 
 
-def _shard(trainer: Any) -> None:
-    """FSDP2, which accelerate refuses on a CPU, so it is told afterwards."""
+def _shard(trainer: Any, saved: str) -> None:
+    """FSDP2, which accelerate refuses on a CPU, so it is told afterwards; with this type of state in checkpoints."""
     from accelerate import FullyShardedDataParallelPlugin
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
 
-    trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+    trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, cpu_ram_efficient_loading=False, state_dict_type=saved
+    )
     trainer.accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     trainer.is_fsdp_enabled = True
 

@@ -2,13 +2,14 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny
 import torch
 from torch import Tensor
-from transformers import TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ngdiff import AutoLearningRate, NGDiffTrainer, StoppingCriteria, TwoTaskOptimizer
 from ngdiff.lm.objectives import FORGET, RETAIN
@@ -266,9 +267,23 @@ def test_callbacks_see_every_step(tmp_path: Path) -> None:
     assert count.steps == 6
 
 
-# What FSDP2 cannot do; accelerate does not take FSDP on a CPU, so the check is called
+# What FSDP2 cannot do; accelerate does not take FSDP on a CPU, so it is told afterwards
 
 
+@pytest.fixture
+def fsdp(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = Trainer.create_accelerator_and_postprocess
+
+    def made(self: Trainer) -> None:
+        make(self)
+        self.is_fsdp_enabled = True
+        plugin = SimpleNamespace(state_dict_type="StateDictType.FULL_STATE_DICT")
+        monkeypatch.setitem(self.accelerator.state._shared_state, "fsdp_plugin", plugin)
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", made)
+
+
+@pytest.mark.usefixtures("fsdp")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -277,17 +292,28 @@ def test_callbacks_see_every_step(tmp_path: Path) -> None:
             "forget, retain: found an objective that compares with the model before unlearning, which does not",
         ),
         ({"retain": "kl"}, "forget, retain: found an objective that compares"),
+        ({"base": "sgd"}, "fsdp_config: found state_dict_type FULL_STATE_DICT, .*; give SHARDED_STATE_DICT, or momentum"),
         ({"stopping": StoppingCriteria(retain_budget=1.0)}, "stopping: found a retain budget, which does not go with FSDP"),
     ],
 )
 def test_what_does_not_go_with_fsdp_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        trainer(tmp_path, **options)._check_sharded()
+        trainer(tmp_path, of_arguments={"save_strategy": "steps"}, **options)
 
 
-def test_a_forget_target_and_accumulation_go_with_fsdp(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"base": "sgd", "momentum": 0.9}])
+@pytest.mark.usefixtures("fsdp")
+def test_a_forget_target_and_accumulation_go_with_fsdp(tmp_path: Path, options: dict[str, Any]) -> None:
     stopping = StoppingCriteria(forget_target=0.1)
-    trainer(tmp_path, of_arguments={"gradient_accumulation_steps": 2}, stopping=stopping)._check_sharded()
+    of_arguments = {"gradient_accumulation_steps": 2, "save_strategy": "steps"}
+    assert trainer(tmp_path, of_arguments=of_arguments, stopping=stopping, **options).is_fsdp_enabled
+
+
+def test_a_model_that_was_sharded_as_it_was_loaded_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.llama()  # what from_pretrained(distributed_config=...) gives says so of itself
+    monkeypatch.setattr(type(model), "is_distributed_loading_by_transformers", True, raising=False)
+    with pytest.raises(ValueError, match="model: found one that was sharded as it was loaded; load it whole, and give fsdp"):
+        trainer(tmp_path, model)
 
 
 # Stopping
