@@ -69,7 +69,6 @@ class SealedTrainer(Trainer):
 
         with _all_or_none():
             checkpoint = decided_by_first(choose)
-        with _all_or_none():
             if checkpoint is not None and self.is_local_process_zero() and not self.is_world_process_zero():
                 checkpoints.check(Path(checkpoint))  # of this machine, which may have a copy of its own
         return checkpoint
