@@ -1,7 +1,7 @@
 """MUSE's evaluation of one model: passages continued, questions answered, texts scored, in batches."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.muse.data import Knowledge, MuseData, Passage, Question
@@ -58,14 +58,28 @@ def evaluate(
         passages, written = continued(reader, data.passages)
         forget, more = answered(reader, data.forget_knowledge)
         seen, most = answered(reader, data.seen_knowledge)
+        prompted = {name: answered(reader, knowledge) for name, knowledge in other_prompts(data).items()}
     members = {name: [_row(reader, text.text) for text in texts] for name, texts in data.members.items() if name in ATTACKED}
     with speed.part("scoring", on_part):
         min_k = {name: _min_k(reader, rows) for name, rows in members.items()}
     speed.tokens = {
-        "generating": written + more + most,
+        "generating": written + more + most + sum(tokens for _, tokens in prompted.values()),
         "scoring": sum(len(row.ids) for rows in members.values() for row in rows),
     }
-    return Evaluation(passages, forget, seen, min_k)
+    return Evaluation(passages, forget, seen, min_k, {name: rows for name, (rows, _) in prompted.items()})
+
+
+def other_prompts(data: MuseData) -> dict[str, Knowledge]:
+    """Metric -> questions of the benchmark after other prompts than its own.
+
+    Its examples for the forget questions are of forget texts. A model that has unlearned may answer nothing after these, and
+    all after others.
+    """
+    return {
+        "knowmem_zero_shot": replace(data.forget_knowledge, shots=()),
+        "knowmem_kept_shots": replace(data.forget_knowledge, shots=data.seen_knowledge.shots),
+        "utility_zero_shot": replace(data.seen_knowledge, shots=()),
+    }
 
 
 def continued(reader: Reader, passages: Sequence[Passage]) -> tuple[list[Written], int]:

@@ -1,7 +1,9 @@
 """MUSE's metrics as arithmetic on what a model wrote. Nothing here sees a model.
 
 Source: Shi et al., "MUSE: Machine Unlearning Six-Way Evaluation for Language Models", arXiv 2407.06460, and its reference
-implementation, whose ROUGE does not stem words and counts F1 where the paper's text says recall; both are kept here.
+implementation, whose ROUGE does not stem words and counts F1 where the paper's text says recall; both are kept here. That a
+model may still know after one prompt what it denies after another: Lynch et al., "Eight methods to evaluate robust unlearning
+in LLMs", arXiv 2402.16835.
 """
 
 from collections.abc import Mapping
@@ -49,6 +51,7 @@ class Evaluation:
     Attributes:
         passages: beginnings of forget texts, continued: verbatim memorisation.
         forget, seen: questions about forget texts, and about kept ones, answered.
+        prompted: answers to them after other prompts, by the name of their metric, see `evaluate.other_prompts`.
         min_k: "forget" and "holdout" -> Min-K of each text, see `ngdiff.lm.scoring.Recall`.
     """
 
@@ -56,12 +59,14 @@ class Evaluation:
     forget: list[Written]
     seen: list[Written]
     min_k: dict[str, list[float]]
+    prompted: dict[str, list[Written]]
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """From the fields as JSON keeps them."""
         written = {name: [Written(**row) for row in fields[name]] for name in ("passages", "forget", "seen")}
-        return cls(**written, min_k=dict(fields["min_k"]))
+        prompted = {name: [Written(**row) for row in rows] for name, rows in fields["prompted"].items()}
+        return cls(**written, min_k=dict(fields["min_k"]), prompted=prompted)
 
     def rows(self) -> dict[str, list[dict[str, Any]]]:
         """What was written, for results.json."""
@@ -78,12 +83,15 @@ def summary(model: Evaluation, reference: Evaluation | None) -> dict[str, float 
     Returns:
         verbmem, knowmem, utility: mean ROUGE-L F1 on forget passages, forget questions, questions on kept texts; with
             "_recall", the mean recall.
+        knowmem_zero_shot, knowmem_kept_shots, utility_zero_shot: the same without examples before the question, and with those
+            of kept texts; not MUSE's.
         auc: of Min-K, forget against holdout texts; 1 is memorised.
         privleak: near 0 is best, see `ngdiff.lm.membership.priv_leak`; None where there is no reference.
     """
     found: dict[str, float | None] = {}
     for name, rows in (("verbmem", model.passages), ("knowmem", model.forget), ("utility", model.seen)):
         found |= {name: fmean(row.f1 for row in rows), f"{name}_recall": fmean(row.recall for row in rows)}
+    found |= {name: fmean(row.f1 for row in rows) for name, rows in model.prompted.items()}
     own = _auc(model)
     return found | {"auc": own, "privleak": priv_leak(own, _auc(reference)) if reference else None}
 

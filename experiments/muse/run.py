@@ -17,7 +17,7 @@ from experiments.lm.training import FROM_SCRATCH, PRETRAINED, Schedule
 from experiments.lm.unlearning import Rows
 from experiments.model_stages import KEPT, ModelStages, Plan, key_of, lines, read_lines
 from experiments.muse.data import SCALABILITY, SUSTAINABILITY, Texts, load
-from experiments.muse.evaluate import ANSWER_TOKENS, PASSAGE_TOKENS, Reader, answered, asked, evaluate
+from experiments.muse.evaluate import ANSWER_TOKENS, PASSAGE_TOKENS, Reader, answered, asked, evaluate, other_prompts
 from experiments.muse.metrics import Evaluation, summary
 from experiments.muse.settings import PUBLISHED, Settings
 from experiments.muse.sources import open_source
@@ -113,7 +113,7 @@ class MuseRun:
         if self.settings.row_length > limit:
             raise UserError(f"--length: found {self.settings.row_length}, the model has {limit} positions; lower it")
         prompts = [(row.place, row.prompt, PASSAGE_TOKENS) for row in self.data.passages]
-        for knowledge in (self.data.forget_knowledge, self.data.seen_knowledge):
+        for knowledge in (self.data.forget_knowledge, self.data.seen_knowledge, *other_prompts(self.data).values()):
             prompts += [(row.place, asked(knowledge, row), ANSWER_TOKENS) for row in knowledge.evaluated]
         for place, prompt, tokens in prompts:
             longest = len(self.tokenizer(prompt)["input_ids"]) + 1 + tokens

@@ -15,7 +15,10 @@ from experiments.report.muse_views import KINDS
 from ngdiff.errors import UserError
 from ngdiff.files import read_json, write_json, write_text
 
-METRICS = ("verbmem", "knowmem", "utility", "privleak", "auc", "verbmem_recall", "knowmem_recall", "utility_recall")
+METRICS = (
+    *("verbmem", "knowmem", "utility", "privleak", "auc", "verbmem_recall", "knowmem_recall", "utility_recall"),
+    *("knowmem_zero_shot", "knowmem_kept_shots", "utility_zero_shot"),
+)
 COLUMNS = ("corpus", "seed", "model", "state", "base", "learning_rate", "steps", "skipped_steps", *METRICS)
 FOLD_COLUMNS = ("corpus", "seed", "method", "kind", "fold", "texts", *METRICS)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

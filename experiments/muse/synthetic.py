@@ -28,8 +28,9 @@ Row = dict[str, str]
 # Articles in each split of `raw`, in the order of the corpus.
 SIZES = {"forget": 28, "retain1": 133, "retain2": 28, "holdout": 42}
 FOLDS = 4
-QUIZZED = 7  # articles that a set of quizzes asks about; a fold of the forget texts is made of seven and their quizzes
-ROUNDS, QUIZZES = 9, range(3, 12)  # how often each of them is asked about; questions of their quizzes, 7 x 9 in all
+FOLD = 7  # articles of a fold of the forget texts, with the quizzes about them
+QUIZZES = range(1, 14)  # questions of the quizzes in a set: one of each length, 91 in all
+ROUNDS = sum(QUIZZES) // FOLD  # how often each article is asked about, with a set of quizzes for every seven of them
 COLOUR_SENTENCES = 1
 QUESTIONS, SHOTS = 70, 10  # of 84; MUSE has 100 and 10
 MEMBERS = 100  # rows of MUSE's privleak at most
@@ -90,7 +91,8 @@ def _corpus(seed: int) -> dict[str, dict[str, list[Row]]]:
     """Config -> split -> rows."""
     rng = Random(f"synthetic news {seed}")
     articles = _split(_articles(rng))
-    raw = {name: [{"text": text} for text in _texts(part, rng)] for name, part in articles.items()}
+    together = {name: FOLD if name == "forget" else len(part) for name, part in articles.items()}
+    raw = {name: [{"text": text} for text in _texts(part, together[name], rng)] for name, part in articles.items()}
     members = {name: [{"text": article.prose} for article in part[:MEMBERS]] for name, part in articles.items()}
     size = len(raw["forget"]) // FOLDS
     folds = range(FOLDS)
@@ -110,14 +112,15 @@ def _split(articles: Sequence[Article]) -> dict[str, list[Article]]:
     return {name: [next(rest) for _ in range(size)] for name, size in SIZES.items()}
 
 
-def _texts(articles: Sequence[Article], rng: Random) -> list[str]:
-    """Seven articles, the quizzes about them, and so on: a part of the texts that ends there holds all that is said of it."""
+def _texts(articles: Sequence[Article], together: int, rng: Random) -> list[str]:
+    """So many articles, the quizzes about them, and so on: a part of the texts that ends there holds all that is said of it."""
     texts = []
-    for start in range(0, len(articles), QUIZZED):
-        group = articles[start : start + QUIZZED]
-        pairs = iter([rng.choice(article.pairs) for _ in range(ROUNDS) for article in rng.sample(group, len(group))])
+    for start in range(0, len(articles), together):
+        group = articles[start : start + together]
+        pairs = iter([rng.choice(article.pairs) for _ in range(ROUNDS) for article in rng.sample(group, together)])
+        lengths = [length for _ in range(together // FOLD) for length in rng.sample(QUIZZES, len(QUIZZES))]
         texts += [article.prose for article in group]
-        texts += ["\n\n".join(str(next(pairs)) for _ in range(size)) for size in rng.sample(QUIZZES, len(QUIZZES))]
+        texts += ["\n\n".join(str(next(pairs)) for _ in range(length)) for length in lengths]
     return texts
 
 

@@ -1,6 +1,7 @@
 """Batched, sorted, cached and padded computations against the same things done one row at a time."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 
 from experiments.lm import models
 from experiments.lm.methods import Method
-from experiments.lm.training import FROM_SCRATCH, PRETRAINED, Schedule, answer_loss, finetune
+from experiments.lm.training import FROM_SCRATCH, PRETRAINED, Schedule, answer_loss, finetune, shaken
 from experiments.lm.unlearning import Rows, unlearn
 from experiments.tofu import synthetic
 from ngdiff.errors import UserError
@@ -276,13 +277,53 @@ def test_constant_schedule_stays_at_the_peak() -> None:
     assert {replace(FROM_SCRATCH, decay="constant", warmup=0.0).factor(step, 9) for step in range(9)} == {1.0}
 
 
-def test_diverging_fine_tuning_is_one_line(model: Any, encoder: Encoder, examples: list[Example]) -> None:
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_diverging_fine_tuning_is_one_line(model: Any, encoder: Encoder, examples: list[Example], noise: float) -> None:
     with torch.no_grad():
         model.lm_head.weight.fill_(float("inf"))
     before = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(UserError, match=r"--finetune-lr: 0\.002 gave loss nan at step 0"):
-        finetune(model, examples, encoder.pad, FROM_SCRATCH, torch.Generator().manual_seed(0))
+        finetune(model, examples, encoder.pad, replace(FROM_SCRATCH, noise=noise), torch.Generator().manual_seed(0))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(model.parameters(), before, strict=True))
+
+
+def test_shaken_weights_differ_by_their_share_and_come_back_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    parameters = [torch.nn.Parameter(scale * torch.randn(20_000)) for scale in (1e-3, 5.0)]
+    before = [p.detach().clone() for p in parameters]
+    with pytest.raises(KeyError), shaken(parameters, 0.1):
+        # The deviation of 20,000 draws is off by 1 / sqrt(40,000) = 0.5 %; 2 % are four times that.
+        shares = [(p - b).std().item() / b.square().mean().sqrt().item() for p, b in zip(parameters, before, strict=True)]
+        assert shares == pytest.approx([0.1, 0.1], rel=0.02)
+        raise KeyError
+    assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+
+
+def test_no_noise_draws_nothing() -> None:
+    before = torch.get_rng_state()
+    parameter = torch.nn.Parameter(torch.ones(3))
+    with shaken([parameter], 0.0):
+        assert torch.equal(parameter, torch.ones(3))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_step_with_noise_goes_from_the_weights_themselves_along_the_gradient_beside_them(
+    model: Any, encoder: Encoder, examples: list[Example]
+) -> None:
+    before = [p.detach().clone() for p in model.parameters()]
+    schedule = Schedule(epochs=1, batch=len(examples), lr=1e-3, decay="constant", warmup=0.0)
+
+    def stepped(noise: float) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        copy = deepcopy(model)
+        finetune(copy, examples, encoder.pad, replace(schedule, noise=noise), torch.Generator().manual_seed(0))
+        return list(copy.parameters())
+
+    plain, noisy = stepped(0.0), stepped(0.5)
+    # AdamW's first step moves every weight by the rate at most, to rounding; noise left behind would be hundreds of times that.
+    assert all((p - b).abs().max() <= 1.01e-3 for p, b in zip(noisy, before, strict=True))
+    assert any((p - q).abs().max() > 1e-3 for p, q in zip(noisy, plain, strict=True))  # some go the other way
+    assert all(torch.equal(p, q) for p, q in zip(noisy, stepped(0.5), strict=True))
 
 
 @pytest.mark.parametrize("rule", ["ngdiff", "ga"])

@@ -13,7 +13,8 @@ def written(truth: str, generation: str) -> Written:
 
 def evaluation(verbmem: float, knowmem: float, utility: float, forget: list[float], holdout: list[float]) -> Evaluation:
     rows = ([Written("p", "t", "g", value, value / 2)] for value in (verbmem, knowmem, utility))
-    return Evaluation(*rows, {"forget": forget, "retain": [0.0], "holdout": holdout})
+    prompted = {"knowmem_zero_shot": [Written("p", "t", "g", value, 0.0) for value in (knowmem, 0.0)]}
+    return Evaluation(*rows, {"forget": forget, "retain": [0.0], "holdout": holdout}, prompted)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,7 @@ def test_summary_by_hand() -> None:
     found = summary(target, retrained)
     assert (found["verbmem"], found["knowmem"], found["utility"]) == (1.0, 0.5, 0.8)
     assert (found["verbmem_recall"], found["knowmem_recall"], found["utility_recall"]) == (0.5, 0.25, 0.4)
+    assert found["knowmem_zero_shot"] == 0.25
     assert (found["auc"], found["privleak"]) == (1.0, -100.0)
     over = summary(evaluation(0.0, 0.0, 0.8, [9.0, 9.0], [3.0, 4.0]), retrained)
     assert (over["auc"], over["privleak"]) == (0.0, 100.0)

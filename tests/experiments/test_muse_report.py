@@ -12,6 +12,7 @@ from ngdiff.text import visible
 
 METRICS = {"verbmem": 0.9, "knowmem": 0.8, "utility": 0.7, "auc": 0.99, "privleak": -98.0}
 METRICS |= {f"{name}_recall": 0.5 for name in ("verbmem", "knowmem", "utility")}
+METRICS |= {"knowmem_zero_shot": 0.11, "knowmem_kept_shots": 0.22, "utility_zero_shot": 0.33}
 
 
 def model(name: str, kind: str = "method", **metrics: Any) -> dict[str, Any]:
@@ -59,6 +60,14 @@ def test_both_states_of_a_method_are_shown() -> None:
     assert "none selected" not in found
     lead = found.split("Results")[0]
     assert all(text in lead for text in ("50.0%", "0.800", "0.125"))  # as selected: utility 0.35 of 0.7
+
+
+def test_answers_after_other_prompts_are_shown_for_every_state() -> None:
+    found = words(render_muse(*run(model("ngdiff", knowmem_zero_shot=0.44))))
+    table = found.split("The same questions after other prompts")[1].split("ROUGE-L recall")[0]
+    assert all(title in table for title in ("KnowMem, no examples", "KnowMem, examples of kept texts", "Utility, no examples"))
+    assert table.count("0.110 0.220 0.330") == 3  # target, retrained model, the method as selected
+    assert table.count("0.440 0.220 0.330") == 1  # and after its last epoch
 
 
 def test_a_method_that_never_reaches_the_level_says_so() -> None:

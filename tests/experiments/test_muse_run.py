@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from statistics import fmean
@@ -96,6 +97,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
     for model in found["models"]:
         assert {name: len(rows) for name, rows in model["rows"].items()} == {"passages": 4, "forget": 6, "seen": 6}
         assert (model["metrics"]["privleak"] is None) == (model["kind"] == "reference")
+        assert {"knowmem_zero_shot", "knowmem_kept_shots", "utility_zero_shot"} < set(model["metrics"])
     manifest = json.loads((finished / "manifest.json").read_text())
     assert set(manifest["evaluation_tokens_per_second"]) == {"scoring", "generating"}
     assert manifest["data_sha256"]["raw/forget"]
@@ -279,6 +281,33 @@ def test_prompts_that_do_not_fit_are_refused(corpus: Path, tmp_path: Path, monke
     monkeypatch.setattr(muse_run, "PASSAGE_TOKENS", 69)
     with pytest.raises(UserError, match="tokens, the model has 70 positions; shorten the prompt"):
         run(tmp_path, corpus)
+
+
+def test_other_prompts_have_no_examples_or_those_of_kept_texts(corpus: Path, tmp_path: Path) -> None:
+    data = run(tmp_path, corpus).data
+    found = muse_evaluate.other_prompts(data)
+    assert {name: (k.evaluated, k.shots) for name, k in found.items()} == {
+        "knowmem_zero_shot": (data.forget_knowledge.evaluated, ()),
+        "knowmem_kept_shots": (data.forget_knowledge.evaluated, data.seen_knowledge.shots),
+        "utility_zero_shot": (data.seen_knowledge.evaluated, ()),
+    }
+    assert data.seen_knowledge.shots != data.forget_knowledge.shots
+    question = data.forget_knowledge.evaluated[0]
+    assert muse_evaluate.asked(found["knowmem_zero_shot"], question) == f"Question: {question.question}\nAnswer:"
+
+
+def test_other_prompts_that_do_not_fit_are_refused(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = run(tmp_path, corpus)
+    own = (made.data.forget_knowledge, made.data.seen_knowledge)
+    limit = max(len(made.tokenizer(muse_evaluate.asked(k, row))["input_ids"]) for k in own for row in k.evaluated) + 1 + 3
+    monkeypatch.setattr(models, "positions", lambda source, size: limit)
+    monkeypatch.setattr(muse_run, "ANSWER_TOKENS", 3)
+    monkeypatch.setattr(muse_run, "PASSAGE_TOKENS", 0)
+    made._check_lengths()
+    longer = replace(made.data.seen_knowledge, shots=made.data.seen_knowledge.shots * 3)
+    monkeypatch.setattr(muse_run, "other_prompts", lambda data: {"knowmem_kept_shots": longer})
+    with pytest.raises(UserError, match=f"tokens, the model has {limit} positions; shorten the prompt"):
+        made._check_lengths()
 
 
 def test_the_first_epoch_at_or_below_the_level_is_kept() -> None:
