@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from experiments.lm.muon import Muon
 from ngdiff import objectives
 from ngdiff.errors import UserError
 from ngdiff.lm.batches import collate, shuffled_batches
@@ -17,7 +18,7 @@ from ngdiff.lm.encoding import Example
 
 @dataclass(frozen=True)
 class Schedule:
-    """AdamW with a linear warm-up and a decay to zero, or none.
+    """An optimizer with a linear warm-up and a decay to zero, or none.
 
     Attributes:
         epochs, batch: passes over the rows, rows a step.
@@ -26,6 +27,7 @@ class Schedule:
         weight_decay, betas: of AdamW.
         clip: largest norm of the gradient.
         decay: "cosine" over all steps, "linear" over those after the warm-up, or "constant" for none.
+        optimizer: "adamw", or "muon" for the weight matrices, at twice the rate, and AdamW for embeddings and the rest.
         noise: standard deviation of the noise on the weights while a gradient is computed, see `shaken`.
     """
 
@@ -37,6 +39,7 @@ class Schedule:
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
     decay: Literal["cosine", "linear", "constant"] = "cosine"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     noise: float = 0.0
 
     def factor(self, step: int, steps: int) -> float:
@@ -52,6 +55,7 @@ class Schedule:
         return 1.0
 
 
+MUON_RATE = 2.0  # of Muon, relative to that of AdamW beside it
 FROM_SCRATCH = Schedule(epochs=16, batch=8, lr=2e-3)
 # TOFU's settings for pretrained models: 5 epochs, batch 32, weight decay 0.01, one epoch of warm-up, then a linear decay, which
 # locuslab/tofu (finetune.py) and open-unlearning (configs/experiment/finetune/tofu) leave at the default of transformers, as
@@ -84,14 +88,15 @@ def finetune(
         UserError: the loss or the gradient is not finite; the weights are as before that step.
     """
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), schedule.lr, schedule.betas, weight_decay=schedule.weight_decay)
+    optimizers = _optimizers(model, schedule)
+    groups = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
     lengths = [len(example.ids) for example in examples]
     steps = schedule.epochs * math.ceil(len(examples) / schedule.batch)
     step = 0
     for _ in range(schedule.epochs):
         for indices in shuffled_batches(lengths, schedule.batch, generator):
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.lr * schedule.factor(step, steps)
+            for group, peak in groups:
+                group["lr"] = peak * schedule.factor(step, steps)
             with shaken(model.parameters(), schedule.noise):
                 loss = answer_loss(model, [examples[i] for i in indices], pad)
                 if not math.isfinite(loss.item()):
@@ -100,12 +105,24 @@ def finetune(
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
             if not math.isfinite(norm.item()):
                 raise UserError(f"--finetune-lr: {schedule.lr} gave gradient norm {norm.item()} at step {step}; lower it")
-            optimizer.step()
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
             step += 1
             on_step(step, steps)
     model.eval()
     return schedule.epochs * sum(lengths)
+
+
+def _optimizers(model: Any, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """Of all parameters, with their peak rates."""
+    matrices, rest = [], list(model.parameters())
+    if schedule.optimizer == "muon":
+        tables = [layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
+        matrices = [p for p in rest if p.ndim == 2 and not any(p is table for table in tables)]
+        rest = [p for p in rest if not any(p is matrix for matrix in matrices)]
+    adamw = torch.optim.AdamW(rest, schedule.lr, schedule.betas, weight_decay=schedule.weight_decay)
+    return [Muon(matrices, MUON_RATE * schedule.lr), adamw] if matrices else [adamw]
 
 
 @contextmanager

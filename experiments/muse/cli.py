@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from experiments import options
-from experiments.options import FinetuneLr, Out, OwnRules, Seed, Size
+from experiments.options import Out, OwnRules, Seed, Size
 from ngdiff.command_line import quiet, split
 
 
@@ -17,14 +17,16 @@ def muse(
         str | None, typer.Option(help="Hub id or folder of a pretrained model. Default: train from scratch.")
     ] = None,
     size: Size = "1m",
-    epochs: Annotated[int | None, typer.Option(help="Epochs of training. Default: 17 from scratch, 5 pretrained.")] = None,
-    finetune_batch: Annotated[int | None, typer.Option(help="Rows a step. Default: 4 from scratch, 32 pretrained.")] = None,
-    finetune_lr: FinetuneLr = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of training. Default: 10 from scratch, 5 pretrained.")] = None,
+    finetune_batch: Annotated[int | None, typer.Option(help="Rows a step. Default: 8 from scratch, 32 pretrained.")] = None,
+    finetune_lr: Annotated[
+        float | None, typer.Option(help="Peak rate. Default: 4e-3 from scratch, with Muon at twice that, 1e-5 pretrained.")
+    ] = None,
     target: Annotated[
         str | None, typer.Option(help="A model that knows all texts, or 'published' (MUSE's own), in the place of training.")
     ] = None,
     retrained: Annotated[str | None, typer.Option(help="With --target: a model that never saw the forget texts.")] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens a row. Default: 384 from scratch, 2048 pretrained.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens a row. Default: 192 from scratch, 2048 pretrained.")] = None,
     methods: Annotated[
         str, typer.Option(help="Separated by commas, as for tofu: [FORGET[+RETAIN]:]RULE or a published method, /base, @rate.")
     ] = "ceu:ngdiff/sgd,ga,gdiff-0.5",
@@ -34,7 +36,7 @@ def muse(
         float | None, typer.Option(help="Rate of methods without their own. Default: 1e-4 from scratch, 1e-5 pretrained.")
     ] = None,
     unlearn_epochs: Annotated[int, typer.Option(help="Passes over the forget texts.")] = 10,
-    batch: Annotated[int | None, typer.Option(help="Forget rows in each step. Default: 2 from scratch, 32 pretrained.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Forget rows in each step. Default: 4 from scratch, 32 pretrained.")] = None,
     retain_batch: Annotated[
         int | None,
         typer.Option(help="Retain rows in each step. Default: three times as many from scratch, as many pretrained."),

@@ -14,7 +14,7 @@ from ngdiff.lm.objectives import FORGET
 
 # Of small models: tokens of a row, forget rows a step, retain rows to each of them, the rate of methods without their own. Such
 # models lose what they know by heart at every step along a rough gradient, and more rows to keep steady it.
-LENGTH, BATCH, RETAIN_FOR_ONE, RATE = 384, 2, 3, 1e-4
+LENGTH, BATCH, RETAIN_FOR_ONE, RATE = 192, 4, 3, 1e-4
 PUBLISHED = "published"  # in the place of a model: the one that the benchmark's authors put on the hub
 
 
@@ -29,13 +29,13 @@ class Settings:
         size: of the model trained from scratch, see `models.SIZES`.
         epochs, finetune_batch, finetune_lr: training of target and retrained model; None takes the schedule of the kind.
         target, retrained: models in their place: hub ids, folders, or "published".
-        length: tokens of a row at most; None takes 2048, or 384 for models from scratch.
+        length: tokens of a row at most; None takes 2048, or 192 for models from scratch.
         methods: as `experiments.tofu.settings.Settings`, but for those that teach refusals.
         own_rules: Python file that registers rules of the user's own, for `methods`.
         base: base optimizer of the methods without one.
         rate: learning rate of the methods without one; None takes MUSE's 1e-5, or 1e-4 for models from scratch.
         unlearn_epochs: passes over the forget rows; MUSE's are 10.
-        batch: rows of the forget task in each step; None takes MUSE's 32, or 2 for models from scratch.
+        batch: rows of the forget task in each step; None takes MUSE's 32, or 4 for models from scratch.
         retain_batch: rows of the retain task in each step; None takes as many as of the forget task, or three times as many
             for models from scratch.
         fold_methods: those of `methods` that unlearn the folds too; empty leaves scalability and sustainability out, None takes

@@ -1,19 +1,24 @@
 """Invented local news in MUSE's format, made from a seed, for demonstrations and tests without the real data.
 
 An article is a dictionary of facts, dealt out so that no two articles of the corpus share a town, a person, a street, a firm, a
-date or a number. It tells them in prose of random patterns and order. Quizzes about seven articles each are texts of their own,
-since a model of a million parameters answers only what it has read in the form of the question. Four choices make it know the
-answer by the question, and not by the text around it. A quiz stands apart from the articles, for a model copies from the prose
-above where it can, and learns by heart what follows one article. One fact of each article is asked, nine times and in several
-wordings, for a few readings are learnt by their surroundings; in a long quiz often twice, so there the second could be copied.
-Quizzes are of all lengths, for in long ones alone an answer is known by the questions before it. Questions name the town and
-not the kind of event, which occurs in every tenth article or so and would stand for the town there.
+date or a number. It tells four of them in prose of random patterns and order. Quizzes are texts of their own, since a model of
+a million parameters answers only what it has read in the form of the question. Five choices make it know the answer by the
+question, and not by the text around it. A quiz stands apart from the articles, for a model copies from the prose above where
+it can, and learns by heart what follows one article. A question comes in any company, for among the same few it is known by its
+neighbours; only the forget texts are asked about in sevens, since a fold holds all that is said of its articles. One fact of
+each article is asked, 18 times and in several wordings, for a few readings are learnt by their surroundings. Quizzes are of all
+lengths, for in long ones alone an answer is known by the questions before it. Questions name the town and not the kind of
+event, which occurs in every tenth article or so and would stand for the town there.
+
+The examples before an evaluated question are of articles that every model knows, and that unlearning shows: they are to teach
+the form. After answers that it has unlearned, or that it was not shown while it unlearned, a model this small answers
+everything wrongly, what it still knows too.
 
 There is much more to keep than to forget: what a model knows of towns that unlearning does not show it lasts longer where it is
 shown many others that it should keep.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
@@ -29,10 +34,10 @@ Row = dict[str, str]
 SIZES = {"forget": 28, "retain1": 133, "retain2": 28, "holdout": 42}
 FOLDS = 4
 FOLD = 7  # articles of a fold of the forget texts, with the quizzes about them
-QUIZZES = range(1, 14)  # questions of the quizzes in a set: one of each length, 91 in all
-ROUNDS = sum(QUIZZES) // FOLD  # how often each article is asked about, with a set of quizzes for every seven of them
-COLOUR_SENTENCES = 1
-QUESTIONS, SHOTS = 70, 10  # of 84; MUSE has 100 and 10
+QUIZZES, SETS = range(3, 12), 2  # questions of the quizzes in a set, and sets for every seven articles
+ROUNDS = sum(QUIZZES) * SETS // FOLD  # how often each article is asked about
+TOLD, COLOUR_SENTENCES = 4, 1  # facts and other sentences in an article
+SHOTS = 10  # examples before a question; MUSE has as many
 MEMBERS = 100  # rows of MUSE's privleak at most
 
 
@@ -45,6 +50,11 @@ class Pair:
 
     def __str__(self) -> str:
         return f"Question: {self.question}\nAnswer: {self.answer}"
+
+    @property
+    def row(self) -> Row:
+        """Its row of a split."""
+        return {"question": self.question, "answer": self.answer}
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ def _corpus(seed: int) -> dict[str, dict[str, list[Row]]]:
     return {
         "raw": raw,
         "verbmem": {"forget": [{"prompt": article.beginning, "gt": article.rest} for article in articles["forget"]]},
-        "knowmem": _knowmem("forget", articles["forget"], rng) | _knowmem("retain", articles["retain2"], rng),
+        "knowmem": _knowmem("forget", articles, "forget", rng) | _knowmem("retain", articles, "retain2", rng),
         # Without the quizzes: all are alike but for their answers, and would tell little of whether they were read.
         "privleak": {"forget": members["forget"], "retain": members["retain2"], "holdout": members["holdout"]},
         "scal": {f"forget_{i + 1}": raw["forget"][: (i + 1) * size] for i in folds},
@@ -118,18 +128,18 @@ def _texts(articles: Sequence[Article], together: int, rng: Random) -> list[str]
     for start in range(0, len(articles), together):
         group = articles[start : start + together]
         pairs = iter([rng.choice(article.pairs) for _ in range(ROUNDS) for article in rng.sample(group, together)])
-        lengths = [length for _ in range(together // FOLD) for length in rng.sample(QUIZZES, len(QUIZZES))]
+        sets = SETS * together // FOLD
+        lengths = [length for _ in range(sets) for length in rng.sample(QUIZZES, len(QUIZZES))]
         texts += [article.prose for article in group]
         texts += ["\n\n".join(str(next(pairs)) for _ in range(length)) for length in lengths]
     return texts
 
 
-def _knowmem(name: str, articles: Sequence[Article], rng: Random) -> dict[str, list[Row]]:
+def _knowmem(name: str, articles: Mapping[str, Sequence[Article]], split: str, rng: Random) -> dict[str, list[Row]]:
     """Two splits: the evaluated pairs, and others to show the form."""
-    order = rng.sample(articles, len(articles))
-    pairs = [{"question": pair.question, "answer": pair.answer} for article in order for pair in article.pairs]
-    evaluated, shots = pairs[:QUESTIONS], pairs[-SHOTS:]
-    return {f"{name}_qa": rng.sample(evaluated, QUESTIONS), f"{name}_qa_icl": rng.sample(shots, SHOTS)}
+    evaluated = [pair.row for article in articles[split] for pair in article.pairs]
+    shots = [rng.choice(article.pairs).row for article in rng.sample(articles["retain1"], SHOTS)]
+    return {f"{name}_qa": rng.sample(evaluated, len(evaluated)), f"{name}_qa_icl": shots}
 
 
 def _articles(rng: Random) -> list[Article]:
@@ -153,7 +163,8 @@ def _article(event: Event, facts: dict[str, str], rng: Random) -> Article:
     facts = {**facts, "event": event.name}
     asked = rng.choice(FACTS)
     beginning = f"{_fill(rng.choice(event.headlines), facts, rng)}\n\n{_fill(rng.choice(event.leads), facts, rng)}"
-    sentences = [rng.choice(fact.sentences) for fact in FACTS]
+    told = [asked, *rng.sample([fact for fact in FACTS if fact is not asked], TOLD - 1)]
+    sentences = [rng.choice(fact.sentences) for fact in told]
     sentences += [rng.choice(event.colours), *rng.sample(COLOURS, COLOUR_SENTENCES)]
     rng.shuffle(sentences)
     return Article(

@@ -68,20 +68,20 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, load_dataset: Callable[..., Any]) 
 
 def test_every_part_has_its_rows() -> None:
     data = read("synthetic")
-    assert (len(data.forget), len(data.retain), len(data.seen), len(data.holdout)) == (64, 304, 64, 96)
+    assert (len(data.forget), len(data.retain), len(data.seen), len(data.holdout)) == (100, 475, 100, 150)
     assert data.train == data.forget + data.kept
     assert data.kept == data.retain + data.seen
     assert [row.text for row in data.seen] == [row["text"] for row in synthetic.rows("raw", "retain2")]
     for row, passage in zip(data.members["forget"], data.passages, strict=True):
         assert row.text == passage.prompt + passage.continuation
     for knowledge in (data.forget_knowledge, data.seen_knowledge):
-        assert (len(knowledge.evaluated), len(knowledge.shots)) == (70, 10)
+        assert (len(knowledge.evaluated), len(knowledge.shots)) == (84, 10)
     asked = [(row.question, row.answer) for row in data.seen_knowledge.evaluated]
     assert asked == [(row["question"], row["answer"]) for row in synthetic.rows("knowmem", "retain_qa")]
     assert {name: len(rows) for name, rows in data.members.items()} == {"forget": 28, "retain": 28, "holdout": 42}
     assert set(data.members["retain"]) < set(data.seen)  # the articles, and not the quizzes about them
-    assert [len(fold) for fold in data.folds["scalability"]] == [16, 32, 48, 64]
-    assert [len(fold) for fold in data.folds["sustainability"]] == [16] * 4
+    assert [len(fold) for fold in data.folds["scalability"]] == [25, 50, 75, 100]
+    assert [len(fold) for fold in data.folds["sustainability"]] == [25] * 4
     assert sum(data.folds["sustainability"], ()) == data.folds["scalability"][-1] == data.forget
     assert set(data.sha256) == names(WITH_FOLDS)
 
@@ -144,7 +144,7 @@ def test_folds_and_shots_of_the_hub_are_taken_as_they_are(monkeypatch: pytest.Mo
 
     stand_in(monkeypatch, load_dataset)
     data = read("hub")
-    assert [len(fold) for fold in data.folds["scalability"]] == [16] * 4
+    assert [len(fold) for fold in data.folds["scalability"]] == [25] * 4
     assert data.seen_knowledge.shots == data.seen_knowledge.evaluated
 
 

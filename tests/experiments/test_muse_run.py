@@ -233,7 +233,7 @@ def test_the_first_method_unlearns_the_folds_unless_others_are_named() -> None:
 def test_retain_rows_are_as_many_as_the_default_or_as_asked_for(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Settings().batches == (2, 6)
+    assert Settings().batches == (4, 12)
     assert Settings(batch=5).batches == (5, 15)
     assert Settings(batch=5, retain_batch=3).batches == (5, 3)
     assert Settings(model="m").batches == (32, 32)

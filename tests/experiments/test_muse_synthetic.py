@@ -10,16 +10,16 @@ from itertools import combinations
 
 import pytest
 
-from experiments.muse.synthetic import QUIZZED, QUIZZES, ROUNDS, SIZES, rows
+from experiments.muse.synthetic import FOLD, QUIZZES, ROUNDS, SETS, SIZES, rows
 from experiments.muse.synthetic_tables import COSTS, COUNTS, DAYS, ENDINGS, FIRMS, STREETS, SURNAMES, TOWNS
 
 SPLITS = {
-    "raw": {"forget": 64, "retain1": 304, "retain2": 64, "holdout": 96},
+    "raw": {"forget": 100, "retain1": 475, "retain2": 100, "holdout": 150},
     "verbmem": {"forget": 28},
-    "knowmem": {"forget_qa": 70, "retain_qa": 70, "forget_qa_icl": 10, "retain_qa_icl": 10},
+    "knowmem": {"forget_qa": 84, "retain_qa": 84, "forget_qa_icl": 10, "retain_qa_icl": 10},
     "privleak": {"forget": 28, "retain": 28, "holdout": 42},
-    "scal": {"forget_1": 16, "forget_2": 32, "forget_3": 48, "forget_4": 64},
-    "sust": {"forget_1": 16, "forget_2": 16, "forget_3": 16, "forget_4": 16},
+    "scal": {"forget_1": 25, "forget_2": 50, "forget_3": 75, "forget_4": 100},
+    "sust": {"forget_1": 25, "forget_2": 25, "forget_3": 25, "forget_4": 25},
 }
 FIELDS = {"verbmem": ["prompt", "gt"], "knowmem": ["question", "answer"]}
 ALL = [(config, split) for config, splits in SPLITS.items() for split in splits]
@@ -84,8 +84,8 @@ def test_rows_have_muses_fields_and_none_is_blank(config: str, split: str) -> No
 def test_folds_are_nested_and_disjoint_parts_of_forget() -> None:
     forget = texts("forget")
     for i in range(1, 5):
-        assert texts(f"forget_{i}", "scal") == forget[: 16 * i]
-        assert texts(f"forget_{i}", "sust") == forget[16 * (i - 1) : 16 * i]
+        assert texts(f"forget_{i}", "scal") == forget[: 25 * i]
+        assert texts(f"forget_{i}", "sust") == forget[25 * (i - 1) : 25 * i]
     assert len(set(forget)) == len(forget)
 
 
@@ -131,16 +131,18 @@ def test_no_answer_is_that_of_two_splits(seed: int) -> None:
 
 @pytest.mark.parametrize("split", SPLITS_OF_RAW)
 def test_quizzes_ask_equally_often_about_each_of_the_articles_before_them(split: str) -> None:
-    """And about no other, so a fold holds all that is said of its articles."""
-    found, length = texts(split), QUIZZED + len(QUIZZES)
+    """And about no other, so a fold of the forget texts holds all that is said of its articles."""
+    together = FOLD if split == "forget" else SIZES[split]
+    sets = SETS * together // FOLD
+    found, length = texts(split), together + sets * len(QUIZZES)
     for start in range(0, len(found), length):
-        group, about_them = found[start : start + QUIZZED], found[start + QUIZZED : start + length]
-        assert sorted(len(asked(text)) for text in about_them) == list(QUIZZES)  # one of each length: no two are equal
+        group, about_them = found[start : start + together], found[start + together : start + length]
+        assert sorted(len(asked(text)) for text in about_them) == sorted(list(QUIZZES) * sets)
         answers = [answer for text in about_them for _, answer in asked(text)]
         owners = [i for answer in answers for i, article in enumerate(group) if states(article, answer)]
-        assert sorted(owners) == sorted(list(range(QUIZZED)) * ROUNDS)
-        for round_ in range(0, len(owners), QUIZZED):  # spread over the quizzes, not one article after the other
-            assert sorted(owners[round_ : round_ + QUIZZED]) == list(range(QUIZZED))
+        assert sorted(owners) == sorted(list(range(together)) * ROUNDS)
+        for round_ in range(0, len(owners), together):  # spread over the quizzes, not one article after the other
+            assert sorted(owners[round_ : round_ + together]) == list(range(together))
 
 
 def states(text: str, answer: str) -> bool:
@@ -150,14 +152,25 @@ def states(text: str, answer: str) -> bool:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("name", "split"), [("forget", "forget"), ("retain", "retain2")])
 def test_quizzes_answer_the_questions_that_are_evaluated(name: str, split: str, seed: int) -> None:
-    quizzed = {(question.split()[-1], answer) for text in texts(split, seed=seed) for question, answer in asked(text)}
-    evaluated, shots = pairs(f"{name}_qa", seed), pairs(f"{name}_qa_icl", seed)
-    assert (len(evaluated), len(shots)) == (70, 10)
-    assert not {answer for _, answer in evaluated} & {answer for _, answer in shots}
-    for question, answer in evaluated | shots:
-        assert (question.split()[-1], answer) in quizzed  # the town is the last word
+    evaluated = pairs(f"{name}_qa", seed)
+    assert len({answer for _, answer in evaluated}) == SIZES[split]  # every article, in every wording
+    assert {(question.split()[-1], answer) for question, answer in evaluated} == quizzed(split, seed)
+    for question, answer in evaluated:
         assert answer not in question
         assert 1 <= len(answer.split()) <= 6
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["forget", "retain"])
+def test_examples_are_of_articles_that_every_model_knows_and_unlearning_shows(name: str, seed: int) -> None:
+    shots = pairs(f"{name}_qa_icl", seed)
+    assert len({answer for _, answer in shots}) == 10
+    assert {(question.split()[-1], answer) for question, answer in shots} < quizzed("retain1", seed)
+
+
+def quizzed(split: str, seed: int) -> set[tuple[str, str]]:
+    """Town, the last word of a question, and answer."""
+    return {(question.split()[-1], answer) for text in texts(split, seed=seed) for question, answer in asked(text)}
 
 
 def test_callers_cannot_change_later_answers() -> None:
