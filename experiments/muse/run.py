@@ -34,8 +34,8 @@ from ngdiff.lm.packing import encode_text, packed
 from ngdiff.progress import Progress
 
 TARGET, RETRAINED = "target", "retrained"
-# Of models from scratch: what it takes to know every text by heart, and to find its facts by the question. Noise on the weights,
-# and Muon in the place of AdamW, leave less to be lost when unlearning changes the weights for the sake of other texts.
+# Of models from scratch: what it takes to know every text by heart, and to find its facts by the question. Noise on the
+# weights, and Muon in the place of AdamW, leave less to be lost when unlearning changes them for the sake of other texts.
 TRAINING = replace(FROM_SCRATCH, epochs=10, batch=8, lr=4e-3, optimizer="muon", noise=0.06)
 
 
