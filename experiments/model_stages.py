@@ -183,7 +183,7 @@ class ModelStages:
             self.device,
             seed=self.seed,
             **entries,
-            wall_seconds=round(sum(seconds.values()), 1),
+            stage_seconds=round(sum(seconds.values()), 1),
             finetune_tokens_per_second=round(tokens / time) if time else None,
             stages=[{"name": name, "seconds": round(value, 2)} for name, value in seconds.items()],
         )

@@ -13,6 +13,9 @@ FinetuneLr = Annotated[float | None, typer.Option(help="Peak rate. Default: 2e-3
 OwnRules = Annotated[str | None, typer.Option(help="Python file that registers rules of your own with @ngdiff.rules.register.")]
 NewTokens = Annotated[int, typer.Option(help="Length of a generation at most.")]
 EvalRows = Annotated[int | None, typer.Option(help="Rows a set to evaluate. Default: all.")]
+Jobs = Annotated[
+    int | None, typer.Option(help="Models computed side by side. Default: one a core for models from scratch on CPUs, else 1.")
+]
 Seed = Annotated[int, typer.Option(help="Decides everything random.")]
 Out = Annotated[Path | None, typer.Option(help="Output folder. Default: one in runs/, named by the options.")]
 

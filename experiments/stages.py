@@ -5,7 +5,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Stages:
         """The folder of a finished stage, computed now unless it is there already.
 
         `compute` writes into a temporary folder, which gets its final name only when everything is on disk: an interrupted
-        stage leaves nothing that could be taken for a result.
+        stage leaves nothing that could be taken for a result. Where another process computes the same stage, this one waits.
 
         Args:
             name: of the stage, also the beginning of its folder's name.
@@ -53,19 +54,37 @@ class Stages:
         key = json_hash({"inputs": dict(inputs), "common": self.common})
         final = self.root / f"{name}-{key[:16]}"
         if not final.is_dir():
-            temporary = self.root / f".{final.name}.tmp"
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            start = time.monotonic()
-            compute(temporary)
-            write_json(temporary / "stage.json", {"name": name, "inputs": inputs, "seconds": time.monotonic() - start})
-            for path in (*temporary.rglob("*"), temporary):
-                sync(path)
-            os.replace(temporary, final)
-            sync(self.root)
-            self.computed.append(name)
+            with _awaited(self.root / f".{final.name}.lock"):
+                if not final.is_dir():  # another process may have computed it meanwhile
+                    self._compute(final, name, inputs, compute)
         self.seconds[final.name] = read_json(final / "stage.json")["seconds"]
         return final
+
+    def _compute(self, final: Path, name: str, inputs: Mapping[str, Any], compute: Callable[[Path], None]) -> None:
+        temporary = self.root / f".{final.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        start = time.monotonic()
+        compute(temporary)
+        write_json(temporary / "stage.json", {"name": name, "inputs": inputs, "seconds": time.monotonic() - start})
+        for path in (*temporary.rglob("*"), temporary):
+            sync(path)
+        os.replace(temporary, final)
+        sync(self.root)
+        self.computed.append(name)
+
+
+@contextmanager
+def _awaited(lock: Path) -> Iterator[None]:
+    """Hold the file, once no other process does. The system lets go of it with the process, however that ends."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        with suppress(ImportError):  # on Windows, where pieces do not go side by side
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    lock.unlink(missing_ok=True)  # the stage is there now: who waits for this file, or makes a new one, finds it
 
 
 def code_hash(root: Path) -> str:

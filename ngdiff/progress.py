@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 
 class Progress:
-    """Shows the stages of a run, one after the other."""
+    """Shows the stages of a run."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -18,18 +18,29 @@ class Progress:
     @contextmanager
     def task(self, name: str) -> Iterator[Callable[[int, int], None]]:
         """A bar; yields a function of (steps done, steps in all)."""
-        columns = (
-            TextColumn("{task.description:<32}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
         start = time.monotonic()
-        with Bars(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
+        with self._bars() as bars:
             bar = bars.add_task(name, total=None)
             yield lambda done, total: bars.update(bar, completed=done, total=total)
-        self._done(name, start)
+        self._done(name, time.monotonic() - start)
+
+    @contextmanager
+    def several(self) -> Iterator[Callable[[int, str, int | None, int | None, float | None], None]]:
+        """A bar for each of several workers; yields a function of (worker, name of what it does, steps done, steps in all,
+        seconds it took once it has ended, else None).
+        """
+        with self._bars() as bars:
+            of_worker: dict[int, TaskID] = {}
+
+            def show(worker: int, name: str, done: int | None, total: int | None, seconds: float | None) -> None:
+                if worker not in of_worker:
+                    of_worker[worker] = bars.add_task(name, total=None)
+                bars.update(of_worker[worker], completed=done, total=total)
+                if seconds is not None:
+                    bars.remove_task(of_worker.pop(worker))
+                    self._done(name, seconds)
+
+            yield show
 
     @contextmanager
     def spinner(self, name: str) -> Iterator[Callable[[str], None]]:
@@ -37,7 +48,17 @@ class Progress:
         start = time.monotonic()
         with self.console.status(name) as status:
             yield lambda part: status.update(f"{name}: {part}")
-        self._done(name, start)
+        self._done(name, time.monotonic() - start)
 
-    def _done(self, name: str, start: float) -> None:
-        self.console.print(f"{name:<40} {time.monotonic() - start:6.1f} s", highlight=False)
+    def _bars(self) -> Bars:
+        columns = (
+            TextColumn("{task.description:<32}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        return Bars(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+
+    def _done(self, name: str, seconds: float) -> None:
+        self.console.print(f"{name:<40} {seconds:6.1f} s", highlight=False)

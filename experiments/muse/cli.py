@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from experiments import options
-from experiments.options import Out, OwnRules, Seed, Size
+from experiments.options import Jobs, Out, OwnRules, Seed, Size
 from ngdiff.command_line import quiet, split
 
 
@@ -17,7 +17,7 @@ def muse(
         str | None, typer.Option(help="Hub id or folder of a pretrained model. Default: train from scratch.")
     ] = None,
     size: Size = "1m",
-    epochs: Annotated[int | None, typer.Option(help="Epochs of training. Default: 10 from scratch, 5 pretrained.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of training. Default: 12 from scratch, 5 pretrained.")] = None,
     finetune_batch: Annotated[int | None, typer.Option(help="Rows a step. Default: 8 from scratch, 32 pretrained.")] = None,
     finetune_lr: Annotated[
         float | None, typer.Option(help="Peak rate. Default: 4e-3 from scratch, with Muon at twice that, 1e-5 pretrained.")
@@ -35,8 +35,10 @@ def muse(
     rate: Annotated[
         float | None, typer.Option(help="Rate of methods without their own. Default: 1e-4 from scratch, 1e-5 pretrained.")
     ] = None,
-    unlearn_epochs: Annotated[int, typer.Option(help="Passes over the forget texts.")] = 10,
-    batch: Annotated[int | None, typer.Option(help="Forget rows in each step. Default: 4 from scratch, 32 pretrained.")] = None,
+    unlearn_epochs: Annotated[
+        int | None, typer.Option(help="Passes over the forget texts. Default: 9 from scratch, 10 pretrained.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Forget rows in each step. Default: 3 from scratch, 32 pretrained.")] = None,
     retain_batch: Annotated[
         int | None,
         typer.Option(help="Retain rows in each step. Default: three times as many from scratch, as many pretrained."),
@@ -46,6 +48,7 @@ def muse(
         typer.Option(help="Methods that unlearn the folds too; '' for none. Default: the first of --methods."),
     ] = None,
     seed: Seed = 0,
+    jobs: Jobs = None,
     out: Out = None,
 ) -> None:
     """Train on news or books, unlearn some, evaluate by MUSE's metrics and report. The same command continues a run."""
@@ -79,6 +82,6 @@ def muse(
     usual = Settings(data=data, corpus=corpus, seed=seed)
     folder = out or options.folder(f"muse-{corpus}", data, seed, settings.as_dict(), usual.as_dict())
     console = Console()
-    results = MuseRun(settings, folder, Progress(console)).run()
+    results = MuseRun(settings, folder, Progress(console), jobs).run()
     console.print(results_table(results))
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True, highlight=False)

@@ -23,6 +23,7 @@ from experiments.muse.settings import PUBLISHED, Settings
 from experiments.muse.sources import open_source
 from experiments.output import Output
 from experiments.own_rules import load_rules
+from experiments.side_by_side import Piece, checked_jobs, side_by_side
 from experiments.sources import text_hash
 from experiments.speed import Speed, tokens_per_second
 from ngdiff.errors import UserError
@@ -36,7 +37,7 @@ from ngdiff.progress import Progress
 TARGET, RETRAINED = "target", "retrained"
 # Of models from scratch: what it takes to know every text by heart, and to find its facts by the question. Noise on the
 # weights, and Muon in the place of AdamW, leave less to be lost when unlearning changes them for the sake of other texts.
-TRAINING = replace(FROM_SCRATCH, epochs=10, batch=8, lr=4e-3, optimizer="muon", noise=0.06)
+TRAINING = replace(FROM_SCRATCH, epochs=12, batch=8, lr=4e-3, optimizer="muon", noise=0.06)
 
 
 class MuseRun:
@@ -46,13 +47,17 @@ class MuseRun:
         settings: what to do.
         out: folder for everything that the run leaves.
         progress: shows what is being done.
+        jobs: processes that compute models side by side, each with its share of the cores; None takes one a core for models
+            from scratch on the CPU, where a second core gains them little, and else 1. More change results no more than
+            another number of cores does.
 
     Raises:
         UserError: an input is bad, or the folder cannot be used.
     """
 
-    def __init__(self, settings: Settings, out: Path, progress: Progress):
+    def __init__(self, settings: Settings, out: Path, progress: Progress, jobs: int | None = None):
         self.settings, self.progress, self.device = settings, progress, default_device()
+        self.jobs = checked_jobs(jobs, alone=settings.model is not None or self.device.type != "cpu")
         self.output = Output(out, settings.as_dict())
         self.data = load(open_source(settings.data, settings.corpus, settings.seed), bool(settings.folded))
         self.tokenizer = self._tokenizer()
@@ -66,21 +71,52 @@ class MuseRun:
     def run(self) -> dict[str, Any]:
         """Compute what is not there yet, write results and report, and return the results."""
         self.output.create()
-        target, retrained = (
-            self._trained(name, texts) for name, texts in ((TARGET, self.data.train), (RETRAINED, self.data.kept))
-        )
-        reference = self._evaluate(RETRAINED, retrained)
-        entries = [self._entry(TARGET, "start", self._evaluate(TARGET, target), reference)]
-        entries.append(self._entry(RETRAINED, "reference", reference, reference))
+        if self.jobs > 1:
+            side_by_side(partial(_elsewhere, self.settings, self.output.folder), self._pieces(), self.jobs, self.progress)
+        (target, known), (retrained, reference) = self.begun(TARGET), self.begun(RETRAINED)
+        entries = [self._entry(TARGET, "start", known, reference), self._entry(RETRAINED, "reference", reference, reference)]
         steps: list[dict[str, Any]] = []
-        level = fmean(row.f1 for row in reference.forget)
-        for name, method in self.settings.chosen().items():
-            folder = self._unlearned(target, self.data.forget, method, level)
-            steps += [{"method": name, **record} for record in read_lines(folder / "metrics.jsonl")]
-            entries.append(self._method_entry(name, method, folder, reference))
-        folds = [point for name in self.settings.folded for point in self._folds(name, target, level, reference)]
+        for name in self.settings.methods:
+            entry, records = self.method(name)
+            entries.append(entry)
+            steps += [{"method": name, **record} for record in records]
+        folds = [point for name in self.settings.folded for kind in self.data.folds for point in self.folds(name, kind)]
         results = {"benchmark": "muse", "settings": self.settings.as_dict(), "models": entries, "folds": folds}
         return self._write(results, steps, [path for path in (target, retrained) if isinstance(path, Path)])
+
+    # What can be computed side by side
+
+    def _pieces(self) -> list[list[Piece]]:
+        """First the two models, then what begins with them, the longest first."""
+        folds = self.data.folds
+        begun: list[Piece] = [("begun", TARGET), ("begun", RETRAINED)]
+        rows: list[Piece] = [("folds", name, SUSTAINABILITY) for name in self.settings.folded if SUSTAINABILITY in folds]
+        methods: list[Piece] = [("method", name) for name in self.settings.methods]
+        numbers = range(len(folds.get(SCALABILITY, ())), 0, -1)
+        nested: list[Piece] = [("fold", name, SCALABILITY, number) for name in self.settings.folded for number in numbers]
+        return [begun, rows + methods + nested]
+
+    def begun(self, name: str) -> tuple[Path | str, Evaluation]:
+        """The target or the retrained model, and its evaluation."""
+        folder = self._trained(name, {TARGET: self.data.train, RETRAINED: self.data.kept}[name])
+        return folder, self._evaluate(name, folder)
+
+    def method(self, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """A method's entry of the results, and a record of each of its steps."""
+        folder = self._unlearned(self.begun(TARGET)[0], self.data.forget, self.settings.chosen()[name], self._level)
+        return self._method_entry(name, folder), read_lines(folder / "metrics.jsonl")
+
+    def folds(self, name: str, kind: str) -> list[dict[str, Any]]:
+        """A method's entries of all folds of a kind."""
+        return [self.fold(name, kind, number) for number in range(1, len(self.data.folds[kind]) + 1)]
+
+    def fold(self, name: str, kind: str, number: int) -> dict[str, Any]:
+        """A method's entry of a fold, after the whole budget."""
+        folds = self.data.folds[kind]
+        found = self._evaluate(f"{name}, {kind} {number}", self._fold_unlearned(name, kind, number))
+        texts = len(folds[number - 1]) if kind == SCALABILITY else sum(map(len, folds[:number]))
+        point = {"method": name, "kind": kind, "fold": number, "texts": texts}
+        return point | {"metrics": summary(found, self.begun(RETRAINED)[1])}
 
     # Inputs
 
@@ -152,7 +188,7 @@ class MuseRun:
             start,
             lambda: Rows(rows, self._rows(self.data.retain), self.pad),
             method,
-            Plan(s.unlearn_epochs * epoch, batch, retain_batch=retain_batch),
+            Plan(s.passes * epoch, batch, retain_batch=retain_batch),
             inputs,
             None if level is None else lambda model: Monitor(epoch, self._look, partial(_first_at_or_below, level)),
             prefix,
@@ -180,25 +216,21 @@ class MuseRun:
     def _reader(self, model: Any) -> Reader:
         return Reader(model, self.tokenizer, self.pad, self.settings.row_length)
 
-    def _folds(self, name: str, target: Path | str, level: float, reference: Evaluation) -> list[dict[str, Any]]:
-        """One method on the four folds of each kind, after the whole budget: nested ones each from the target, disjoint ones
-        one after the other.
-        """
-        method, points = self.settings.chosen()[name], []
-        for kind, folds in self.data.folds.items():
-            start = target
-            for number, texts in enumerate(folds, 1):
-                # All texts at once are the run of the table. Elsewhere no epoch is selected, so none is looked at; the first
-                # fold of both kinds is one run.
-                whole = kind == SCALABILITY and texts == self.data.forget
-                how: tuple[float | None, str] = (level, "unlearn") if whole else (None, "fold")
-                folder = self._unlearned(start, texts, method, *how)
-                found = self._evaluate(f"{name}, {kind} {number}", folder)
-                texts_so_far = len(texts) if kind == SCALABILITY else sum(len(fold) for fold in folds[:number])
-                point = {"method": name, "kind": kind, "fold": number, "texts": texts_so_far}
-                points.append(point | {"metrics": summary(found, reference)})
-                start = folder if kind == SUSTAINABILITY else target
-        return points
+    @property
+    def _level(self) -> float:
+        """KnowMem of the retrained model."""
+        return fmean(row.f1 for row in self.begun(RETRAINED)[1].forget)
+
+    def _fold_unlearned(self, name: str, kind: str, number: int) -> Path:
+        """Folder of the model after a fold: nested ones begin with the target, disjoint ones with the model after the last."""
+        start, method, texts = self.begun(TARGET)[0], self.settings.chosen()[name], self.data.folds[kind][number - 1]
+        # All texts at once are the run of the table. Elsewhere no epoch is selected, so none is looked at; the first fold of
+        # both kinds is one run.
+        if kind == SCALABILITY and texts == self.data.forget:
+            return self._unlearned(start, texts, method, self._level)
+        if kind == SUSTAINABILITY and number > 1:
+            start = self._fold_unlearned(name, kind, number - 1)
+        return self._unlearned(start, texts, method, None, "fold")
 
     # Results
 
@@ -206,8 +238,9 @@ class MuseRun:
         entry = {"name": name, "kind": kind, "method": None, "selected": None}
         return entry | {"metrics": summary(found, None if kind == "reference" else reference), "rows": found.rows()}
 
-    def _method_entry(self, name: str, method: Method, folder: Path, reference: Evaluation) -> dict[str, Any]:
+    def _method_entry(self, name: str, folder: Path) -> dict[str, Any]:
         """Two states of one method: after the whole budget, and the one that the selection rule keeps, if it keeps one."""
+        method, reference = self.settings.chosen()[name], self.begun(RETRAINED)[1]
         final = self._evaluate(f"{name}, last epoch", folder)
         entry = self._entry(name, "method", final, reference)
         looks, stopped = read_json(folder / "looks.json"), read_json(folder / "stopping.json")
@@ -236,12 +269,18 @@ class MuseRun:
             pretrained=self.identity,
             parameters=models.parameter_count(trained[0]) if trained else None,
             evaluation_tokens_per_second=tokens_per_second(self.speeds.values()),
+            jobs=self.jobs,
         )
         write_json(out / "results.json", results)
         write_text(out / "metrics.jsonl", lines(steps))
         write_json(out / "manifest.json", made_with)
         write_text(out / "report.html", report.render_muse(results, steps, made_with))
         return results
+
+
+def _elsewhere(settings: Settings, out: Path, progress: Progress) -> MuseRun:
+    """The same run in another process."""
+    return MuseRun(replace(settings), out, progress, jobs=1)  # a new one of the settings registers rules of the user's own
 
 
 def _first_at_or_below(level: float, look: Look, best: Look | None) -> bool:

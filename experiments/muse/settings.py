@@ -12,9 +12,9 @@ from experiments.own_rules import load_rules
 from ngdiff.errors import UserError
 from ngdiff.lm.objectives import FORGET
 
-# Of small models: tokens of a row, forget rows a step, retain rows to each of them, the rate of methods without their own. Such
-# models lose what they know by heart at every step along a rough gradient, and more rows to keep steady it.
-LENGTH, BATCH, RETAIN_FOR_ONE, RATE = 192, 4, 3, 1e-4
+# Of small models: tokens of a row, forget rows a step, retain rows to each of them, passes, the rate of methods without one.
+# Such models lose what they know by heart at every step along a rough gradient, and more rows to keep steady it.
+LENGTH, BATCH, RETAIN_FOR_ONE, PASSES, RATE = 192, 3, 3, 9, 1e-4
 PUBLISHED = "published"  # in the place of a model: the one that the benchmark's authors put on the hub
 
 
@@ -34,8 +34,8 @@ class Settings:
         own_rules: Python file that registers rules of the user's own, for `methods`.
         base: base optimizer of the methods without one.
         rate: learning rate of the methods without one; None takes MUSE's 1e-5, or 1e-4 for models from scratch.
-        unlearn_epochs: passes over the forget rows; MUSE's are 10.
-        batch: rows of the forget task in each step; None takes MUSE's 32, or 4 for models from scratch.
+        unlearn_epochs: passes over the forget rows; None takes MUSE's 10, or 9 for models from scratch.
+        batch: rows of the forget task in each step; None takes MUSE's 32, or 3 for models from scratch.
         retain_batch: rows of the retain task in each step; None takes as many as of the forget task, or three times as many
             for models from scratch.
         fold_methods: those of `methods` that unlearn the folds too; empty leaves scalability and sustainability out, None takes
@@ -57,7 +57,7 @@ class Settings:
     own_rules: str | None = None
     base: str = "adamw"
     rate: float | None = None
-    unlearn_epochs: int = MUSE_UNLEARNING.epochs
+    unlearn_epochs: int | None = None
     batch: int | None = None
     retain_batch: int | None = None
     fold_methods: tuple[str, ...] | None = None
@@ -120,6 +120,11 @@ class Settings:
     def row_length(self) -> int:
         """Tokens of a row at most."""
         return self.length or (MUSE_CHUNK if self.model else LENGTH)
+
+    @property
+    def passes(self) -> int:
+        """Epochs of unlearning."""
+        return self.unlearn_epochs or (MUSE_UNLEARNING.epochs if self.model else PASSES)
 
     @property
     def batches(self) -> tuple[int, int]:

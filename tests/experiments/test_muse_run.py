@@ -25,10 +25,22 @@ from experiments.muse.settings import Settings
 from experiments.muse.summary import summarize
 from experiments.muse.table import results_table
 from ngdiff.errors import UserError
+from ngdiff.files import read_json
 from ngdiff.progress import Progress
+from ngdiff.rules import _registry
 
 TINY = models.Size(hidden=16, layers=1, heads=2, intermediate=32, vocabulary=400)
 SMALL = {"epochs": 1, "length": 64, "unlearn_epochs": 2, "batch": 8, "methods": ("ngdiff", "ga"), "fold_methods": ("ngdiff",)}
+RULE = """
+import torch
+from ngdiff import rules
+from ngdiff.gram import Coefficients
+
+@rules.register("half-and-half")
+class HalfAndHalf(rules.Rule):
+    def __call__(self, gram, losses=None):
+        return Coefficients(torch.full_like(gram.retain, 0.5), torch.full_like(gram.forget, 0.5))
+"""
 COUNTS = {"raw": 8, "verbmem": 4, "knowmem": 6, "privleak": 6}
 
 
@@ -68,7 +80,7 @@ def make_tiny(patch: pytest.MonkeyPatch) -> None:
 
 
 def run(folder: Path, corpus: Path, **changes: Any) -> MuseRun:
-    return MuseRun(Settings(**{"data": str(corpus)} | SMALL | changes), folder, Progress(Console(quiet=True)))
+    return MuseRun(Settings(**{"data": str(corpus)} | SMALL | changes), folder, Progress(Console(quiet=True)), jobs=1)
 
 
 @pytest.fixture(scope="module")
@@ -233,10 +245,11 @@ def test_the_first_method_unlearns_the_folds_unless_others_are_named() -> None:
 def test_retain_rows_are_as_many_as_the_default_or_as_asked_for(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Settings().batches == (4, 12)
+    assert Settings().batches == (3, 9)
     assert Settings(batch=5).batches == (5, 15)
     assert Settings(batch=5, retain_batch=3).batches == (5, 3)
     assert Settings(model="m").batches == (32, 32)
+    assert [Settings().passes, Settings(model="m").passes, Settings(unlearn_epochs=4).passes] == [9, 10, 4]
     made, seen = run(tmp_path, corpus, batch=2, retain_batch=5), []
     monkeypatch.setattr(made.model_stages, "unlearned", lambda *arguments: seen.append(arguments[3]) or tmp_path)
     made._unlearned(tmp_path, made.data.forget, Settings().chosen()["ga"], None)
@@ -332,3 +345,26 @@ def test_prompts_begin_as_texts_do_and_are_not_ended(corpus: Path, tmp_path: Pat
         assert (ids[0], ids.count(begin), end in ids) == (begin, 1, False)
     assert made.tokenizer.decode(seen[0][1:]) == made.data.passages[0].prompt
     assert made.tokenizer.decode(seen[-1][-8:]).endswith("\nAnswer:")
+
+
+def test_side_by_side_a_run_computes_what_it_computes_alone(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last digit, and with a rule of the user's own, which each process has to register."""
+    monkeypatch.undo()  # processes of their own know nothing of the tiny model
+    monkeypatch.setattr(_registry, "_RULES", dict(_registry._RULES))
+    file = tmp_path / "mine.py"
+    file.write_text(RULE)
+    few = {"length": 32, "unlearn_epochs": 1, "batch": 32, "own_rules": str(file)}
+    few |= {"methods": ("half-and-half",), "fold_methods": ("half-and-half",)}
+    settings = Settings(**{"data": str(corpus)} | SMALL | few)
+    threads = torch.get_num_threads()
+    found = []
+    for jobs in (1, 2):
+        torch.set_num_threads(jobs)  # one for each process
+        found.append(MuseRun(settings, tmp_path / str(jobs), Progress(Console(quiet=True)), jobs).run())
+    torch.set_num_threads(threads)
+    assert found[0] == found[1]
+    made = [read_json(tmp_path / str(jobs) / "manifest.json") for jobs in (1, 2)]
+    assert [manifest["jobs"] for manifest in made] == [1, 2]
+    assert sorted(stage["name"] for stage in made[0]["stages"]) == sorted(stage["name"] for stage in made[1]["stages"])

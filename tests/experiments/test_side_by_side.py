@@ -1,0 +1,167 @@
+"""Pieces of a run in processes of their own: order, errors, what an interruption leaves running, a stage asked for twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from experiments.side_by_side import Piece, checked_jobs, side_by_side
+from experiments.stages import Stages
+from ngdiff.errors import UserError
+from ngdiff.progress import Progress
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pieces do not go side by side on Windows")
+QUIET = Progress(Console(quiet=True))
+
+
+class Run:
+    """A run whose pieces leave files."""
+
+    def __init__(self, folder: Path, progress: Progress):
+        self.folder, self.progress = folder, progress
+
+    def leave(self, name: str, wanted: str = "") -> None:
+        with self.progress.task(f"leave-{name}") as on_step:
+            on_step(1, 2)
+        assert not wanted or (self.folder / wanted).is_file()
+        (self.folder / name).write_text(f"{os.getpid()} {torch.get_num_threads()}")
+
+    def meet(self, name: str, other: str) -> None:
+        """Ends only if another piece begins before this one has ended."""
+        (self.folder / name).touch()
+        for _ in range(600):
+            if (self.folder / other).exists():
+                return
+            time.sleep(0.1)
+        raise UserError("the other piece never came")
+
+    def fail(self) -> None:
+        raise UserError("row 7: found none; give some")
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def sleep(self) -> None:
+        (self.folder / str(os.getpid())).touch()
+        time.sleep(600)
+
+    def stage(self, piece: int) -> None:
+        def compute(folder: Path) -> None:
+            (folder / "by").write_text(str(piece))
+            (self.folder / f"computed-{piece}").touch()
+            time.sleep(1)
+
+        Stages(self.folder / "stages", {}).run("one", {"for": "all"}, compute)
+
+
+def go(folder: Path, *phases: list[Piece], jobs: int = 2, progress: Progress = QUIET) -> None:
+    side_by_side(partial(Run, folder), phases, jobs, progress)
+
+
+def test_a_phase_begins_when_the_one_before_has_ended_each_process_with_its_share_of_the_threads(tmp_path: Path) -> None:
+    go(tmp_path, [("leave", "a"), ("leave", "b")], [("leave", "c", "a"), ("leave", "d", "b")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "d"]
+    found = [path.read_text().split() for path in tmp_path.iterdir()]
+    assert str(os.getpid()) not in {process for process, _ in found}
+    assert {threads for _, threads in found} == {str(max(1, torch.get_num_threads() // 2))}
+
+
+def test_pieces_of_a_phase_go_side_by_side(tmp_path: Path) -> None:
+    go(tmp_path, [("meet", "a", "b"), ("meet", "b", "a")])
+
+
+def test_what_is_done_is_shown_by_the_process_that_was_asked(tmp_path: Path) -> None:
+    shown = StringIO()
+    go(tmp_path, [("leave", "a"), ("leave", "b")], progress=Progress(Console(file=shown, width=80)))
+    lines = sorted(shown.getvalue().splitlines())
+    assert [line.split()[0] for line in lines] == ["leave-a", "leave-b"]
+    assert all(line.endswith(" s") for line in lines)
+
+
+def test_on_a_terminal_each_worker_has_a_bar_while_it_works() -> None:
+    shown = StringIO()
+    with Progress(Console(file=shown, width=100, force_terminal=True)).several() as show:
+        show(1, "train-a", 3, 10, None)
+        show(2, "train-b", 4, 10, None)
+        time.sleep(0.3)  # bars are drawn ten times a second
+        show(1, "train-a", None, None, 2.5)
+        show(2, "train-b", 5, 10, None)
+    before, line, after = shown.getvalue().rpartition(f"{'train-a':<40}    2.5 s")
+    assert "3/10" in before
+    assert line
+    last = after[: after.rindex("5/10")].rpartition("\x1b[2K")[2]  # drawn where the bars before were erased
+    assert "train-b" in last
+    assert "train-a" not in last
+
+
+def test_an_error_of_a_piece_is_that_of_the_run_and_what_else_was_finished_stays(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^row 7: found none; give some$"):
+        go(tmp_path, [("leave", "a"), ("fail",)], [("leave", "never")])
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_process_that_is_killed_ends_the_run_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--jobs: one of 2 processes was killed; if memory ran out, give fewer of them"):
+        go(tmp_path, [("die",), ("sleep",)])
+
+
+@pytest.mark.parametrize(
+    ("number", "to_all"), [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGKILL, False)]
+)
+def test_no_process_outlives_the_run(tmp_path: Path, number: signal.Signals, to_all: bool) -> None:
+    """Ctrl-C goes to all processes, others often to the first alone."""
+    code = "import sys, test_side_by_side as t; from pathlib import Path; t.go(Path(sys.argv[1]), [('sleep',), ('sleep',)])"
+    paths = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    until(lambda: len(list(tmp_path.iterdir())) == 2)
+    if to_all:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert errors.count("Traceback") <= 1  # its own, which the command line turns into a status
+    until(lambda: not any(alive(int(path.name)) for path in tmp_path.iterdir()))
+
+
+def until(holds: Callable[[], bool], seconds: int = 60) -> None:
+    for _ in range(10 * seconds):
+        if holds():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s")
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_stage_that_two_pieces_ask_for_is_computed_once(tmp_path: Path) -> None:
+    go(tmp_path, [("stage", 1), ("stage", 2)])
+    assert len(list(tmp_path.glob("computed-*"))) == 1
+    (stage,) = (tmp_path / "stages").iterdir()  # and no lock is left
+    assert (stage / "by").read_text() in "12"
+
+
+def test_jobs_are_one_a_core_for_small_models_and_one_for_others() -> None:
+    assert checked_jobs(None, alone=False) == torch.get_num_threads()
+    assert checked_jobs(None, alone=True) == 1
+    assert checked_jobs(3, alone=True) == 3
+    with pytest.raises(UserError, match="--jobs: found 0; give a whole number >= 1"):
+        checked_jobs(0, alone=False)
