@@ -10,6 +10,10 @@ each article is asked, 18 times and in several wordings, for a few readings are 
 lengths, for in long ones alone an answer is known by the questions before it. Questions name the town and not the kind of
 event, which occurs in every tenth article or so and would stand for the town there.
 
+Of the articles that no evaluation asks about, other facts are asked too. Where every town is asked about one thing only, a
+model learns not to read what is asked: if it does not know the answer, it names a firm for a date. KnowMem of the retrained
+model is then 0 with some seeds, and not what can be guessed.
+
 The examples before an evaluated question are of articles that every model knows, and that unlearning shows: they are to teach
 the form. After answers that it has unlearned, or that it was not shown while it unlearned, a model this small answers
 everything wrongly, what it still knows too.
@@ -25,7 +29,7 @@ from random import Random
 from typing import TypeVar
 
 from experiments.muse.synthetic_tables import COSTS, COUNTS, DAYS, ENDINGS, FIRMS, GIVEN, STREETS, SURNAMES, TOWNS, WORDS
-from experiments.muse.synthetic_wording import COLOURS, EVENTS, FACTS, Event
+from experiments.muse.synthetic_wording import COLOURS, EVENTS, FACTS, Event, Fact
 
 T = TypeVar("T")
 Row = dict[str, str]
@@ -36,6 +40,7 @@ FOLDS = 4
 FOLD = 7  # articles of a fold of the forget texts, with the quizzes about them
 QUIZZES, SETS = range(3, 12), 2  # questions of the quizzes in a set, and sets for every seven articles
 ROUNDS = sum(QUIZZES) * SETS // FOLD  # how often each article is asked about
+OTHERS = {"forget": 0, "retain1": 3, "retain2": 0, "holdout": 0}  # of these, how often about other facts than the one
 TOLD, COLOUR_SENTENCES = 4, 1  # facts and other sentences in an article
 SHOTS = 10  # examples before a question; MUSE has as many
 MEMBERS = 100  # rows of MUSE's privleak at most
@@ -65,11 +70,13 @@ class Article:
         beginning: headline and first sentence.
         rest: the other sentences, with the blank before them.
         pairs: one of its facts, asked for in each wording.
+        others: each of its other facts, asked for in each wording.
     """
 
     beginning: str
     rest: str
     pairs: tuple[Pair, ...]
+    others: tuple[Pair, ...]
 
     @property
     def prose(self) -> str:
@@ -102,7 +109,9 @@ def _corpus(seed: int) -> dict[str, dict[str, list[Row]]]:
     rng = Random(f"synthetic news {seed}")
     articles = _split(_articles(rng))
     together = {name: FOLD if name == "forget" else len(part) for name, part in articles.items()}
-    raw = {name: [{"text": text} for text in _texts(part, together[name], rng)] for name, part in articles.items()}
+    raw = {
+        name: [{"text": text} for text in _texts(part, together[name], OTHERS[name], rng)] for name, part in articles.items()
+    }
     members = {name: [{"text": article.prose} for article in part[:MEMBERS]] for name, part in articles.items()}
     size = len(raw["forget"]) // FOLDS
     folds = range(FOLDS)
@@ -122,12 +131,17 @@ def _split(articles: Sequence[Article]) -> dict[str, list[Article]]:
     return {name: [next(rest) for _ in range(size)] for name, size in SIZES.items()}
 
 
-def _texts(articles: Sequence[Article], together: int, rng: Random) -> list[str]:
+def _texts(articles: Sequence[Article], together: int, others: int, rng: Random) -> list[str]:
     """So many articles, the quizzes about them, and so on: a part of the texts that ends there holds all that is said of it."""
     texts = []
     for start in range(0, len(articles), together):
         group = articles[start : start + together]
-        pairs = iter([rng.choice(article.pairs) for _ in range(ROUNDS) for article in rng.sample(group, together)])
+        asked = [
+            rng.choice(article.others if number < others else article.pairs)
+            for number in rng.sample(range(ROUNDS), ROUNDS)
+            for article in rng.sample(group, together)
+        ]
+        pairs = iter(asked)
         sets = SETS * together // FOLD
         lengths = [length for _ in range(sets) for length in rng.sample(QUIZZES, len(QUIZZES))]
         texts += [article.prose for article in group]
@@ -170,8 +184,13 @@ def _article(event: Event, facts: dict[str, str], rng: Random) -> Article:
     return Article(
         beginning,
         "".join(f" {_fill(sentence, facts, rng)}" for sentence in sentences),
-        tuple(Pair(question.format_map(facts), facts[asked.name]) for question in asked.questions),
+        _pairs([asked], facts),
+        _pairs(told[1:], facts),
     )
+
+
+def _pairs(asked: Sequence[Fact], facts: Mapping[str, str]) -> tuple[Pair, ...]:
+    return tuple(Pair(question.format_map(facts), facts[fact.name]) for fact in asked for question in fact.questions)
 
 
 def _fill(sentence: str, facts: dict[str, str], rng: Random) -> str:
