@@ -1,7 +1,7 @@
 """Pieces of a run side by side, each in a process with its share of the processor's cores.
 
-A small model keeps one core busy and gains little from a second: two trainings beside each other, on one core each, end sooner
-than one after the other on both.
+A step of a model of a million parameters is 1.3 to 1.4 times as fast on two cores as on one, so two trainings beside each other
+end sooner than one after the other.
 """
 
 import multiprocessing
@@ -49,13 +49,7 @@ def checked_jobs(jobs: int | None, alone: bool) -> int:
     return jobs
 
 
-def side_by_side(
-    build: Callable[[Progress], Any],
-    phases: Sequence[Sequence[Piece]],
-    jobs: int,
-    progress: Progress,
-    threads: int | None = None,
-) -> None:
+def side_by_side(build: Callable[[Progress], Any], phases: Sequence[Sequence[Piece]], jobs: int, progress: Progress) -> None:
     """Call methods of a run in other processes, for what they leave in its stages.
 
     Args:

@@ -32,11 +32,12 @@ def describe_device(device: torch.device) -> str:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Largest memory so far, in MiB: of the GPU's tensors, or of the whole process."""
+    """Largest memory so far, in MiB: of the GPU's tensors, or of this process or one that it has waited for."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     # Linux counts in KiB, macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    largest = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return largest / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _processor() -> str:

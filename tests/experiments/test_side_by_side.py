@@ -17,6 +17,7 @@ from rich.console import Console
 from experiments.side_by_side import Piece, checked_jobs, side_by_side
 from experiments.stages import Stages
 from ngdiff.errors import UserError
+from ngdiff.machine import peak_memory_mib
 from ngdiff.progress import Progress
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pieces do not go side by side on Windows")
@@ -165,3 +166,9 @@ def test_jobs_are_one_a_core_for_small_models_and_one_for_others() -> None:
     assert checked_jobs(3, alone=True) == 3
     with pytest.raises(UserError, match="--jobs: found 0; give a whole number >= 1"):
         checked_jobs(0, alone=False)
+
+
+def test_the_peak_of_memory_is_that_of_the_largest_process() -> None:
+    mib = round(peak_memory_mib(torch.device("cpu"))) + 100
+    subprocess.run([sys.executable, "-c", f"bytes(bytearray(b'x') * ({mib} << 20))"], check=True)
+    assert peak_memory_mib(torch.device("cpu")) >= mib
