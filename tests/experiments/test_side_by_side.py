@@ -119,14 +119,18 @@ def test_a_process_that_is_killed_ends_the_run_with_a_remedy(tmp_path: Path) -> 
     ("number", "to_all"), [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGKILL, False)]
 )
 def test_no_process_outlives_the_run(tmp_path: Path, number: signal.Signals, to_all: bool) -> None:
-    """Ctrl-C goes to all processes, others often to the first alone."""
-    code = "import sys, test_side_by_side as t; from pathlib import Path; t.go(Path(sys.argv[1]), [('sleep',), ('sleep',)])"
+    """Neither one that works nor one that waits. Ctrl-C goes to all processes, other signals often to the first alone."""
+    code = (
+        "import sys, test_side_by_side as t; from pathlib import Path; t.go(Path(sys.argv[1]), [('sleep',), ('leave', 'done')])"
+    )
     paths = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
     )  # fmt: skip
     until(lambda: len(list(tmp_path.iterdir())) == 2)
+    workers = [int((tmp_path / "done").read_text().split()[0]), *(int(p.name) for p in tmp_path.iterdir() if p.name != "done")]
+    assert all(map(alive, workers))
     if to_all:
         os.killpg(process.pid, number)
     else:
@@ -134,7 +138,7 @@ def test_no_process_outlives_the_run(tmp_path: Path, number: signal.Signals, to_
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     assert errors.count("Traceback") <= 1  # its own, which the command line turns into a status
-    until(lambda: not any(alive(int(path.name)) for path in tmp_path.iterdir()))
+    until(lambda: not any(map(alive, workers)))
 
 
 def until(holds: Callable[[], bool], seconds: int = 60) -> None:
