@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -24,15 +24,24 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pieces do not g
 QUIET = Progress(Console(quiet=True))
 
 
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
 class Run:
     """A run whose pieces leave files."""
 
     def __init__(self, folder: Path, progress: Progress):
         self.folder, self.progress = folder, progress
 
-    def leave(self, name: str, wanted: str = "") -> None:
+    def leave(self, name: str, wanted: str = "", seconds: float = 0) -> None:
         with self.progress.task(f"leave-{name}") as on_step:
             on_step(1, 2)
+            time.sleep(seconds)
         assert not wanted or (self.folder / wanted).is_file()
         (self.folder / name).write_text(f"{os.getpid()} {torch.get_num_threads()}")
 
@@ -68,12 +77,17 @@ def go(folder: Path, *phases: list[Piece], jobs: int = 2, progress: Progress = Q
     side_by_side(partial(Run, folder), phases, jobs, progress)
 
 
-def test_a_phase_begins_when_the_one_before_has_ended_each_process_with_its_share_of_the_threads(tmp_path: Path) -> None:
-    go(tmp_path, [("leave", "a"), ("leave", "b")], [("leave", "c", "a"), ("leave", "d", "b")])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "d"]
-    found = [path.read_text().split() for path in tmp_path.iterdir()]
-    assert str(os.getpid()) not in {process for process, _ in found}
-    assert {threads for _, threads in found} == {str(max(1, torch.get_num_threads() // 2))}
+def test_a_phase_begins_when_all_of_the_one_before_has_ended(tmp_path: Path) -> None:
+    go(tmp_path, [("leave", "slow", "", 2), ("leave", "fast")], [("leave", "c", "slow"), ("leave", "d", "slow")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "d", "fast", "slow"]
+
+
+def test_processes_share_the_threads(tmp_path: Path, four_threads: None) -> None:
+    go(tmp_path, [("leave", "a"), ("leave", "b")])
+    for path in tmp_path.iterdir():
+        process, threads = path.read_text().split()
+        assert process != str(os.getpid())
+        assert threads == "2"
 
 
 def test_pieces_of_a_phase_go_side_by_side(tmp_path: Path) -> None:
@@ -128,7 +142,7 @@ def test_no_process_outlives_the_run(tmp_path: Path, number: signal.Signals, to_
         [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
     )  # fmt: skip
-    until(lambda: len(list(tmp_path.iterdir())) == 2)
+    until(lambda: len(list(tmp_path.iterdir())) == 2 and (tmp_path / "done").read_text() != "")
     workers = [int((tmp_path / "done").read_text().split()[0]), *(int(p.name) for p in tmp_path.iterdir() if p.name != "done")]
     assert all(map(alive, workers))
     if to_all:
@@ -151,10 +165,10 @@ def until(holds: Callable[[], bool], seconds: int = 60) -> None:
 
 def alive(process: int) -> bool:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return True
+    return state != "Z"  # it has ended, and nobody has asked how
 
 
 def test_a_stage_that_two_pieces_ask_for_is_computed_once(tmp_path: Path) -> None:
@@ -164,8 +178,8 @@ def test_a_stage_that_two_pieces_ask_for_is_computed_once(tmp_path: Path) -> Non
     assert (stage / "by").read_text() in "12"
 
 
-def test_jobs_are_one_a_core_for_small_models_and_one_for_others() -> None:
-    assert checked_jobs(None, alone=False) == torch.get_num_threads()
+def test_jobs_are_one_a_core_for_small_models_and_one_for_others(four_threads: None) -> None:
+    assert checked_jobs(None, alone=False) == 4
     assert checked_jobs(None, alone=True) == 1
     assert checked_jobs(3, alone=True) == 3
     with pytest.raises(UserError, match="--jobs: found 0; give a whole number >= 1"):
