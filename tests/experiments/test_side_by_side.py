@@ -25,9 +25,9 @@ QUIET = Progress(Console(quiet=True))
 
 
 @pytest.fixture
-def four_threads() -> Iterator[None]:
+def six_threads() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(4)
+    torch.set_num_threads(6)
     yield
     torch.set_num_threads(before)
 
@@ -82,12 +82,12 @@ def test_a_phase_begins_when_all_of_the_one_before_has_ended(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "d", "fast", "slow"]
 
 
-def test_processes_share_the_threads(tmp_path: Path, four_threads: None) -> None:
+def test_processes_share_the_threads(tmp_path: Path, six_threads: None) -> None:
     go(tmp_path, [("leave", "a"), ("leave", "b")])
     for path in tmp_path.iterdir():
         process, threads = path.read_text().split()
         assert process != str(os.getpid())
-        assert threads == "2"
+        assert threads == "3"
 
 
 def test_pieces_of_a_phase_go_side_by_side(tmp_path: Path) -> None:
@@ -178,8 +178,8 @@ def test_a_stage_that_two_pieces_ask_for_is_computed_once(tmp_path: Path) -> Non
     assert (stage / "by").read_text() in "12"
 
 
-def test_jobs_are_one_a_core_for_small_models_and_one_for_others(four_threads: None) -> None:
-    assert checked_jobs(None, alone=False) == 4
+def test_jobs_are_one_a_core_for_small_models_and_one_for_others(six_threads: None) -> None:
+    assert checked_jobs(None, alone=False) == 6
     assert checked_jobs(None, alone=True) == 1
     assert checked_jobs(3, alone=True) == 3
     with pytest.raises(UserError, match="--jobs: found 0; give a whole number >= 1"):
