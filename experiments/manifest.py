@@ -25,7 +25,7 @@ def commit() -> str | None:
 def manifest(device: torch.device, **entries: Any) -> dict[str, Any]:
     """The common entries, then those of the run."""
     common = {"project": "ngdiff", "commit": commit(), "versions": versions(PACKAGES), "device": describe_device(device)}
-    return common | entries | {"peak_memory_mib": round(peak_memory_mib(device))}
+    return common | {"peak_memory_mib": round(peak_memory_mib(device))} | entries
 
 
 def _git(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""Pieces of a run side by side, each in a process with its share of the processor's cores.
+"""Pieces of a run side by side, in processes that share the processor's cores.
 
 A step of a model of a million parameters is 1.3 to 1.4 times as fast on two cores as on one, so two trainings beside each other
 end sooner than one after the other.
@@ -10,9 +10,10 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -49,6 +50,12 @@ def checked_jobs(jobs: int | None, alone: bool) -> int:
     return jobs
 
 
+def shared(jobs: int, phases: Sequence[Sequence[Piece]]) -> tuple[int, int]:
+    """How many processes these phases have use for, and the threads of each."""
+    jobs = min(jobs, max(map(len, phases)))
+    return jobs, max(1, torch.get_num_threads() // jobs)
+
+
 def side_by_side(build: Callable[[Progress], Any], phases: Sequence[Sequence[Piece]], jobs: int, progress: Progress) -> None:
     """Call methods of a run in other processes, for what they leave in its stages.
 
@@ -59,44 +66,76 @@ def side_by_side(build: Callable[[Progress], Any], phases: Sequence[Sequence[Pie
         progress: shows what all of them do.
 
     Raises:
-        UserError: a piece's own, or a process was killed. What other pieces have finished stays.
+        UserError: a piece's own, or a process died. The other pieces end at once; stages that were finished stay.
+        RuntimeError: another error of a piece, with its traceback.
     """
-    jobs = min(jobs, max(map(len, phases)))
-    threads = max(1, torch.get_num_threads() // jobs)
+    jobs, threads = shared(jobs, phases)
     context = multiprocessing.get_context("spawn")  # a fork would have locks of threads that it has not
     told: SimpleQueue[Any] = context.SimpleQueue()
+    others = set(multiprocessing.active_children())
     with (
-        _shown(told, progress),
+        _shown(told, progress) as check,
         ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(build, threads, told)) as pool,
     ):
         try:
             # A pool watches over the processes that it had when a result last came: without one, it may miss that one dies.
             deque(pool.map(_ready, range(jobs)), maxlen=0)
             for pieces in phases:
-                futures = [pool.submit(_compute, piece) for piece in pieces]
-                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                    future.result()
-        except BrokenProcessPool:
-            raise UserError(f"--jobs: one of {jobs} processes was killed; if memory ran out, give fewer of them") from None
-        except KeyboardInterrupt:
-            for child in multiprocessing.active_children():
+                _computed(pool, pieces, jobs, check)
+        except BaseException as error:
+            for child in set(multiprocessing.active_children()) - others:
                 child.terminate()
+            if isinstance(error, BrokenProcessPool):
+                text = f"--jobs: one of {jobs} processes died; if memory ran out, give fewer of them"
+                raise UserError(text) from error
             raise
-        finally:
-            pool.shutdown(cancel_futures=True)  # waits for those that run: what they make stays
+
+
+def _computed(pool: ProcessPoolExecutor, pieces: Sequence[Piece], jobs: int, check: Callable[[], None]) -> None:
+    """Compute the pieces of a phase. The pool never has more than can run: after an error it would begin what it has."""
+    waiting, running = deque(pieces), set[Future[None]]()
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            running.add(pool.submit(_compute, waiting.popleft()))
+        done, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+        for future in done:
+            future.result()
+        check()
 
 
 @contextmanager
-def _shown(told: "SimpleQueue[Any]", progress: Progress) -> Iterator[None]:
-    """Show what the processes tell."""
-    with progress.several() as show:
-        thread = threading.Thread(target=lambda: [show(*event) for event in iter(told.get, None)], daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            told.put(None)
-            thread.join()
+def _shown(told: "SimpleQueue[Any]", progress: Progress) -> Iterator[Callable[[], None]]:
+    """Show what the processes tell; yields a function that raises what went wrong with it.
+
+    They are heard whatever happens: nobody would read what they tell, and they would wait for ever.
+    """
+    errors: list[BaseException] = []
+    ended = threading.Event()
+
+    def hear() -> None:
+        with progress.several() as show:
+            while not (ended.is_set() and told.empty()):
+                if told.empty():
+                    time.sleep(0.05)
+                    continue
+                event = told.get()
+                try:
+                    if not errors:
+                        show(*event)
+                except BaseException as error:  # rich leaves by SystemExit where nobody reads its output
+                    errors.append(error)
+
+    def check() -> None:
+        if errors:
+            raise errors[0]
+
+    thread = threading.Thread(target=hear, daemon=True)
+    thread.start()
+    try:
+        yield check
+    finally:
+        ended.set()
+        thread.join(timeout=10)  # a process that was killed while it told something may never end its sentence
 
 
 class _Told(Progress):
@@ -141,6 +180,11 @@ def _ready(worker: int) -> None:
 
 def _compute(piece: Piece) -> None:
     global _run
-    _run = _run or _build()
     name, *arguments = piece
-    getattr(_run, name)(*arguments)
+    try:
+        _run = _run or _build()
+        getattr(_run, name)(*arguments)
+    except UserError as error:
+        raise UserError(str(error)) from None
+    except Exception:  # not all errors can be sent to another process
+        raise RuntimeError(traceback.format_exc()) from None

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from experiments import report
 from experiments.lm import models
 from experiments.lm.methods import Method
@@ -23,7 +25,7 @@ from experiments.muse.settings import PUBLISHED, Settings
 from experiments.muse.sources import open_source
 from experiments.output import Output
 from experiments.own_rules import load_rules
-from experiments.side_by_side import Piece, checked_jobs, side_by_side
+from experiments.side_by_side import Piece, checked_jobs, shared, side_by_side
 from experiments.sources import text_hash
 from experiments.speed import Speed, tokens_per_second
 from ngdiff.errors import UserError
@@ -47,15 +49,15 @@ class MuseRun:
         settings: what to do.
         out: folder for everything that the run leaves.
         progress: shows what is being done.
-        jobs: processes that compute models side by side, each with its share of the cores; None takes one a core for models
-            from scratch on the CPU, where a second core gains them little, and else 1. More change results no more than
-            another number of cores does.
+        jobs: processes that compute models side by side and share the cores; None takes one a core for models from scratch on
+            the CPU, where a second core gains them little, and else 1. They change results no more than another number of
+            threads does. With more than one, the script that calls needs `if __name__ == "__main__":`.
 
     Raises:
         UserError: an input is bad, or the folder cannot be used.
     """
 
-    def __init__(self, settings: Settings, out: Path, progress: Progress, jobs: int | None = None):
+    def __init__(self, settings: Settings, out: Path, progress: Progress, jobs: int | None = 1):
         self.settings, self.progress, self.device = settings, progress, default_device()
         self.jobs = checked_jobs(jobs, alone=settings.model is not None or self.device.type != "cpu")
         self.output = Output(out, settings.as_dict())
@@ -85,6 +87,13 @@ class MuseRun:
         return self._write(results, steps, [path for path in (target, retrained) if isinstance(path, Path)])
 
     # What can be computed side by side
+
+    def _processes(self) -> dict[str, Any]:
+        """Of the manifest. The memory of a GPU is counted by the process that uses it, and this one does not."""
+        if self.jobs == 1:
+            return {"jobs": 1, "threads": torch.get_num_threads()}
+        jobs, threads = shared(self.jobs, self._pieces())
+        return {"jobs": jobs, "threads": threads} | ({} if self.device.type == "cpu" else {"peak_memory_mib": None})
 
     def _pieces(self) -> list[list[Piece]]:
         """First the two models, then what begins with them, the longest first."""
@@ -269,7 +278,7 @@ class MuseRun:
             pretrained=self.identity,
             parameters=models.parameter_count(trained[0]) if trained else None,
             evaluation_tokens_per_second=tokens_per_second(self.speeds.values()),
-            jobs=self.jobs,
+            **self._processes(),
         )
         write_json(out / "results.json", results)
         write_text(out / "metrics.jsonl", lines(steps))

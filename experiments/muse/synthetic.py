@@ -6,13 +6,13 @@ a million parameters answers only what it has read in the form of the question. 
 question, and not by the text around it. A quiz stands apart from the articles, for a model copies from the prose above where
 it can, and learns by heart what follows one article. A question comes in any company, for among the same few it is known by its
 neighbours; only the forget texts are asked about in sevens, since a fold holds all that is said of its articles. One fact of
-each article is asked, 18 times and in several wordings, for a few readings are learnt by their surroundings. Quizzes are of all
-lengths, for in long ones alone an answer is known by the questions before it. Questions name the town and not the kind of
-event, which occurs in every tenth article or so and would stand for the town there.
+each article is asked, 15 or 18 times and in several wordings, for a few readings are learnt by their surroundings. Quizzes are
+of all lengths, for in long ones alone an answer is known by the questions before it. Questions name the town and not the kind
+of event, which occurs in every tenth article or so and would stand for the town there.
 
-Of the articles that no evaluation asks about, other facts are asked too. Where every town is asked about one thing only, a
-model learns not to read what is asked: if it does not know the answer, it names a firm for a date. KnowMem of the retrained
-model is then 0 with some seeds, and not what can be guessed.
+Of the kept articles that unlearning shows, three of the 18 questions are about other facts. Where every town is asked about one
+thing only, a model learns not to read what is asked: if it does not know the answer, it names a firm for a date. KnowMem of the
+retrained model is then 0 with some seeds, and not what can be guessed.
 
 The examples before an evaluated question are of articles that every model knows, and that unlearning shows: they are to teach
 the form. After answers that it has unlearned, or that it was not shown while it unlearned, a model this small answers
@@ -40,7 +40,7 @@ FOLDS = 4
 FOLD = 7  # articles of a fold of the forget texts, with the quizzes about them
 QUIZZES, SETS = range(3, 12), 2  # questions of the quizzes in a set, and sets for every seven articles
 ROUNDS = sum(QUIZZES) * SETS // FOLD  # how often each article is asked about
-OTHERS = {"forget": 0, "retain1": 3, "retain2": 0, "holdout": 0}  # of these, how often about other facts than the one
+OTHERS = {"forget": 0, "retain1": 3, "retain2": 0, "holdout": 0}  # of these rounds, how many ask other facts than the one
 TOLD, COLOUR_SENTENCES = 4, 1  # facts and other sentences in an article
 SHOTS = 10  # examples before a question; MUSE has as many
 MEMBERS = 100  # rows of MUSE's privleak at most

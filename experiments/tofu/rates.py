@@ -79,7 +79,7 @@ class Study:
         picture(rows).savefig(out / "rates.png", dpi=150)
         seconds = sum(value for run in runs for value in run.stages.seconds.values())
         data = {str(run.settings.seed): run.data.sha256 for run in runs}  # the generator's depend on the seed
-        made_with = manifest.manifest(runs[0].device, data_sha256=data, wall_seconds=round(seconds))
+        made_with = manifest.manifest(runs[0].device, data_sha256=data, stage_seconds=round(seconds))
         write_json(out / "manifest.json", made_with | {"steps": self.steps, "batch": self.batch, "seeds": list(self.seeds)})
         return rows
 

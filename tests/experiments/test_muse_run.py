@@ -358,13 +358,18 @@ def test_side_by_side_a_run_computes_what_it_computes_alone(
     few = {"length": 32, "unlearn_epochs": 1, "batch": 32, "own_rules": str(file)}
     few |= {"methods": ("half-and-half",), "fold_methods": ("half-and-half",)}
     settings = Settings(**{"data": str(corpus)} | SMALL | few)
-    threads = torch.get_num_threads()
-    found = []
-    for jobs in (1, 2):
-        torch.set_num_threads(jobs)  # one for each process
-        found.append(MuseRun(settings, tmp_path / str(jobs), Progress(Console(quiet=True)), jobs).run())
-    torch.set_num_threads(threads)
+    threads, runs, found = torch.get_num_threads(), [], []
+    try:
+        for jobs in (1, 2):
+            torch.set_num_threads(jobs)  # one for each process
+            runs.append(MuseRun(settings, tmp_path / str(jobs), Progress(Console(quiet=True)), jobs))
+            found.append(runs[-1].run())
+    finally:
+        torch.set_num_threads(threads)
     assert found[0] == found[1]
+    alone, beside = (run.model_stages.stages for run in runs)
+    assert alone.computed
+    assert not beside.computed  # all was there
+    assert alone.seconds.keys() == beside.seconds.keys()
     made = [read_json(tmp_path / str(jobs) / "manifest.json") for jobs in (1, 2)]
-    assert [manifest["jobs"] for manifest in made] == [1, 2]
-    assert sorted(stage["name"] for stage in made[0]["stages"]) == sorted(stage["name"] for stage in made[1]["stages"])
+    assert [(manifest["jobs"], manifest["threads"]) for manifest in made] == [(1, 1), (2, 1)]

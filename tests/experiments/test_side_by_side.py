@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from experiments.side_by_side import Piece, checked_jobs, side_by_side
+from experiments.side_by_side import Piece, checked_jobs, shared, side_by_side
 from experiments.stages import Stages
 from ngdiff.errors import UserError
 from ngdiff.machine import peak_memory_mib
@@ -30,6 +31,13 @@ def six_threads() -> Iterator[None]:
     torch.set_num_threads(6)
     yield
     torch.set_num_threads(before)
+
+
+class Unsendable(Exception):
+    """An error that another process cannot read: it is made from its one text, and wants two."""
+
+    def __init__(self, what: str, why: str):
+        super().__init__(f"{what} {why}")
 
 
 class Run:
@@ -54,8 +62,17 @@ class Run:
             time.sleep(0.1)
         raise UserError("the other piece never came")
 
-    def fail(self) -> None:
+    def fail(self, seconds: float = 0) -> None:
+        time.sleep(seconds)
         raise UserError("row 7: found none; give some")
+
+    def break_down(self) -> None:
+        raise Unsendable("a cause", "and more")
+
+    def tell(self) -> None:
+        with self.progress.task("tell") as on_step:
+            for step in range(5000):  # more than a pipe holds
+                on_step(step, 5000)
 
     def die(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -107,7 +124,7 @@ def test_on_a_terminal_each_worker_has_a_bar_while_it_works() -> None:
     with Progress(Console(file=shown, width=100, force_terminal=True)).several() as show:
         show(1, "train-a", 3, 10, None)
         show(2, "train-b", 4, 10, None)
-        time.sleep(0.3)  # bars are drawn ten times a second
+        until(lambda: "3/10" in shown.getvalue())
         show(1, "train-a", None, None, 2.5)
         show(2, "train-b", 5, 10, None)
     before, line, after = shown.getvalue().rpartition(f"{'train-a':<40}    2.5 s")
@@ -118,14 +135,35 @@ def test_on_a_terminal_each_worker_has_a_bar_while_it_works() -> None:
     assert "train-a" not in last
 
 
-def test_an_error_of_a_piece_is_that_of_the_run_and_what_else_was_finished_stays(tmp_path: Path) -> None:
+def test_an_error_of_a_piece_is_that_of_the_run_and_nothing_is_begun_after_it(tmp_path: Path) -> None:
+    rest = [("leave", f"late-{i}", "", 2) for i in range(8)]
     with pytest.raises(UserError, match=r"^row 7: found none; give some$"):
-        go(tmp_path, [("leave", "a"), ("fail",)], [("leave", "never")])
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+        go(tmp_path, [("leave", "a"), ("fail", 1), ("sleep",), *rest], [("leave", "never")])
+    assert [path.name for path in tmp_path.iterdir() if not path.name.isdigit()] == ["a"]
 
 
-def test_a_process_that_is_killed_ends_the_run_with_a_remedy(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--jobs: one of 2 processes was killed; if memory ran out, give fewer of them"):
+def test_another_error_comes_with_its_traceback(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)in break_down.*Unsendable: a cause and more"):
+        go(tmp_path, [("break_down",), ("sleep",)])
+
+
+def test_output_that_nobody_reads_ends_the_run(tmp_path: Path) -> None:
+    """As where it goes to `head`, which ends; no process waits for one that hears what it tells."""
+    with pytest.raises(SystemExit):
+        go(tmp_path, [("tell",), ("tell",), ("sleep",)], progress=Progress(Console(file=Closed())))
+
+
+class Closed(StringIO):
+    """A pipe whose reader has ended."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+    flush = write  # type: ignore[assignment]
+
+
+def test_a_process_that_dies_ends_the_run_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--jobs: one of 2 processes died; if memory ran out, give fewer of them"):
         go(tmp_path, [("die",), ("sleep",)])
 
 
@@ -133,26 +171,31 @@ def test_a_process_that_is_killed_ends_the_run_with_a_remedy(tmp_path: Path) -> 
     ("number", "to_all"), [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGKILL, False)]
 )
 def test_no_process_outlives_the_run(tmp_path: Path, number: signal.Signals, to_all: bool) -> None:
-    """Neither one that works nor one that waits. Ctrl-C goes to all processes, other signals often to the first alone."""
-    code = (
-        "import sys, test_side_by_side as t; from pathlib import Path; t.go(Path(sys.argv[1]), [('sleep',), ('leave', 'done')])"
-    )
+    """Ctrl-C goes to all processes, other signals often to the first alone."""
+    # In a job of the background SIGINT is ignored, and would be by what is started here.
+    code = "import signal, sys, test_side_by_side as t; from pathlib import Path; "
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "t.go(Path(sys.argv[1]), [('sleep',), ('leave', 'done'), ('sleep',)])"
     paths = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
     )  # fmt: skip
-    until(lambda: len(list(tmp_path.iterdir())) == 2 and (tmp_path / "done").read_text() != "")
-    workers = [int((tmp_path / "done").read_text().split()[0]), *(int(p.name) for p in tmp_path.iterdir() if p.name != "done")]
-    assert all(map(alive, workers))
-    if to_all:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert errors.count("Traceback") <= 1  # its own, which the command line turns into a status
-    until(lambda: not any(map(alive, workers)))
+    try:
+        until(lambda: len(list(tmp_path.iterdir())) == 3)
+        workers = [int(path.name) for path in tmp_path.iterdir() if path.name != "done"]
+        assert all(map(alive, workers))
+        if to_all:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode != 0
+        assert errors.count("Traceback") <= 1  # its own, which the command line turns into a status
+        until(lambda: not any(map(alive, workers)))
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def until(holds: Callable[[], bool], seconds: int = 60) -> None:
@@ -182,11 +225,12 @@ def test_jobs_are_one_a_core_for_small_models_and_one_for_others(six_threads: No
     assert checked_jobs(None, alone=False) == 6
     assert checked_jobs(None, alone=True) == 1
     assert checked_jobs(3, alone=True) == 3
+    assert shared(8, [[("a",)] * 2, [("b",)] * 3]) == (3, 2)
     with pytest.raises(UserError, match="--jobs: found 0; give a whole number >= 1"):
         checked_jobs(0, alone=False)
 
 
 def test_the_peak_of_memory_is_that_of_the_largest_process() -> None:
     mib = round(peak_memory_mib(torch.device("cpu"))) + 100
-    subprocess.run([sys.executable, "-c", f"bytes(bytearray(b'x') * ({mib} << 20))"], check=True)
+    subprocess.run([sys.executable, "-c", f"b'x' * ({mib} << 20)"], check=True)
     assert peak_memory_mib(torch.device("cpu")) >= mib
