@@ -13,7 +13,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -81,7 +81,7 @@ def side_by_side(build: Callable[[Progress], Any], phases: Sequence[Sequence[Pie
             # A pool watches over the processes that it had when a result last came: without one, it may miss that one dies.
             deque(pool.map(_ready, range(jobs)), maxlen=0)
             for pieces in phases:
-                _computed(pool, pieces, jobs, check)
+                _computed(pool, pieces, check)
         except BaseException as error:
             for child in set(multiprocessing.active_children()) - others:
                 child.terminate()
@@ -91,12 +91,9 @@ def side_by_side(build: Callable[[Progress], Any], phases: Sequence[Sequence[Pie
             raise
 
 
-def _computed(pool: ProcessPoolExecutor, pieces: Sequence[Piece], jobs: int, check: Callable[[], None]) -> None:
-    """Compute the pieces of a phase. The pool never has more than can run: after an error it would begin what it has."""
-    waiting, running = deque(pieces), set[Future[None]]()
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            running.add(pool.submit(_compute, waiting.popleft()))
+def _computed(pool: ProcessPoolExecutor, pieces: Sequence[Piece], check: Callable[[], None]) -> None:
+    running = {pool.submit(_compute, piece) for piece in pieces}
+    while running:
         done, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
         for future in done:
             future.result()
