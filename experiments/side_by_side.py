@@ -102,25 +102,20 @@ def _computed(pool: ProcessPoolExecutor, pieces: Sequence[Piece], check: Callabl
 
 @contextmanager
 def _shown(told: "SimpleQueue[Any]", progress: Progress) -> Iterator[Callable[[], None]]:
-    """Show what the processes tell; yields a function that raises what went wrong with it.
-
-    They are heard whatever happens: nobody would read what they tell, and they would wait for ever.
-    """
+    """Show what the processes tell; yields a function that raises what went wrong with it."""
     errors: list[BaseException] = []
     ended = threading.Event()
 
     def hear() -> None:
-        with progress.several() as show:
-            while not (ended.is_set() and told.empty()):
-                if told.empty():
-                    time.sleep(0.05)
-                    continue
-                event = told.get()
-                try:
-                    if not errors:
-                        show(*event)
-                except BaseException as error:  # rich leaves by SystemExit where nobody reads its output
-                    errors.append(error)
+        try:
+            with progress.several() as show:
+                while not (ended.is_set() and told.empty()):
+                    if told.empty():
+                        time.sleep(0.05)
+                    else:
+                        show(*told.get())
+        except BaseException as error:  # rich leaves by SystemExit where nobody reads its output
+            errors.append(error)
 
     def check() -> None:
         if errors:

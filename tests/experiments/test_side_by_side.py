@@ -108,7 +108,8 @@ def test_processes_share_the_threads(tmp_path: Path, six_threads: None) -> None:
 
 
 def test_pieces_of_a_phase_go_side_by_side(tmp_path: Path) -> None:
-    go(tmp_path, [("meet", "a", "b"), ("meet", "b", "a")])
+    go(tmp_path, [("meet", "a", "b"), ("meet", "b", "a")])  # raises if one waits for the other in vain
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_what_is_done_is_shown_by_the_process_that_was_asked(tmp_path: Path) -> None:
@@ -138,8 +139,8 @@ def test_on_a_terminal_each_worker_has_a_bar_while_it_works() -> None:
 def test_an_error_of_a_piece_is_that_of_the_run_and_nothing_is_begun_after_it(tmp_path: Path) -> None:
     rest = [("leave", f"late-{i}", "", 2) for i in range(8)]
     with pytest.raises(UserError, match=r"^row 7: found none; give some$"):
-        go(tmp_path, [("leave", "a"), ("fail", 1), ("sleep",), *rest], [("leave", "never")])
-    assert [path.name for path in tmp_path.iterdir() if not path.name.isdigit()] == ["a"]
+        go(tmp_path, [("leave", "a"), ("fail", 1), ("leave", "slow", "", 4), *rest], [("leave", "never")])
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_another_error_comes_with_its_traceback(tmp_path: Path) -> None:
