@@ -23,7 +23,7 @@ from ngdiff.lm.encoding import Example
 from ngdiff.machine import versions
 from ngdiff.progress import Progress
 
-KEPT = "kept"  # folder, inside of an unlearned model's, of the state that the monitor kept
+STAGES = "stages"  # folder of all stages
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ModelStages:
             "device": device.type,
             "seed": seed,
         }
-        self.stages = Stages(root / "stages", common | dict(inputs))
+        self.stages = Stages(root / STAGES, common | dict(inputs))
         self.references = root / "reference" / json_hash(self.stages.common)[:16]  # other code may compute other values
         self.tokenizer, self.device, self.seed, self.progress = tokenizer, device, seed, progress
 
@@ -119,7 +119,7 @@ class ModelStages:
         method: Method,
         plan: Plan,
         inputs: Mapping[str, Any],
-        watch: Callable[[Any], Monitor] | None = None,
+        watch: Callable[[Any], Mapping[str, Monitor]] | None = None,
         prefix: str = "unlearn",
     ) -> Path:
         """Folder of a model after unlearning, with its steps, what ended them, how long they took and what a monitor saw.
@@ -129,8 +129,8 @@ class ModelStages:
             rows: makes what the run sees; called only if the stage is not there yet.
             method, plan: how to unlearn.
             inputs: what tells the rows and the looks from others.
-            watch: from the model before unlearning to what looks at it; a state that is kept is saved in the folder `KEPT`
-                inside. Called only if the stage is not there yet.
+            watch: from the model before unlearning to what looks at it, each with a name; a state that one keeps is saved in a
+                folder of that name inside. Called only if the stage is not there yet.
             prefix: of the stage's name.
         """
 
@@ -139,11 +139,11 @@ class ModelStages:
             generator = torch.Generator().manual_seed(seed_of(self.seed, "unlearn"))  # equal batches for every method
             torch.manual_seed(seed_of(self.seed, "unlearn"))
             cache = ReferenceCache(self.references, model) if method.needs_reference else None
-            stopping, timing, monitor = StoppingCriteria(plan.target, plan.budget), Timing(), watch(model) if watch else None
+            stopping, timing, monitors = StoppingCriteria(plan.target, plan.budget), Timing(), watch(model) if watch else {}
             with self.progress.task(f"{prefix}-{method.slug}") as on_step:
                 steps = unlearn(
                     model, rows(), method, plan.steps, plan.batch, generator, on_step,
-                    cache=cache, stopping=stopping, check_every=plan.check_every, timing=timing, monitor=monitor,
+                    cache=cache, stopping=stopping, check_every=plan.check_every, timing=timing, monitors=monitors.values(),
                     schedule=plan.schedule, retain_batch=plan.retain_batch,
                 )  # fmt: skip
                 records = list(steps)
@@ -151,7 +151,8 @@ class ModelStages:
             write_text(folder / "metrics.jsonl", lines(records))
             write_json(folder / "stopping.json", stopping.summary(len(records)))
             write_json(folder / "timing.json", {"seconds": timing.total, "rate_share": timing.rate_share})
-            self._save_kept(model, monitor, folder)
+            if monitors:
+                self._save_kept(model, monitors, folder)
 
         inputs = {"start": key_of(start), "method": asdict(method), "plan": plan.as_dict(), **inputs}
         return self.stages.run(f"{prefix}-{method.slug}", inputs, compute)
@@ -160,14 +161,13 @@ class ModelStages:
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def _save_kept(self, model: Any, monitor: Monitor | None, folder: Path) -> None:
-        if monitor is None:
-            return
-        write_json(folder / "looks.json", {"looks": monitor.looks, "kept": monitor.step})
-        if monitor.step is not None:
-            monitor.restore(model)
-            (folder / KEPT).mkdir()
-            self._save(model, folder / KEPT)
+    def _save_kept(self, model: Any, monitors: Mapping[str, Monitor], folder: Path) -> None:
+        write_json(folder / "looks.json", {name: {"looks": m.looks, "kept": m.step} for name, m in monitors.items()})
+        for name, monitor in monitors.items():
+            if monitor.step is not None:
+                monitor.restore(model)
+                (folder / name).mkdir()
+                self._save(model, folder / name)
 
     def manifest(self, trained: Sequence[Path], **entries: Any) -> dict[str, Any]:
         """What the run was made with.
@@ -208,4 +208,4 @@ def key_of(folder: Path | str) -> str:
     """What tells one model from another, fit for the name of a stage: its own stage, or a hash of its name on the hub."""
     if isinstance(folder, str):
         return f"given-{json_hash(folder)[:16]}"
-    return f"{folder.parent.name}-{KEPT}" if folder.name == KEPT else folder.name
+    return folder.name if folder.parent.name == STAGES else f"{folder.parent.name}-{folder.name}"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ngdiff import Coefficients, Gram, Losses, StepReport, rules
 from ngdiff.errors import UserError
+from ngdiff.optimizer import TASKS
 
 EVERY = 10
 
@@ -77,7 +78,8 @@ class GenOptimizer:
         A step whose gradients or losses are not finite is not taken, as in `TwoTaskOptimizer`: the package leaves that to its
         user.
         """
-        retain, forget = self.gradients["retain"], self.gradients["forget"]
+        zeros = [torch.zeros_like(p) for p in self.parameters]  # of a task that the rule does not read
+        retain, forget = (self.gradients.pop(task, zeros) for task in TASKS)
         gram = Gram(_dot(retain, retain), _dot(forget, forget), _dot(retain, forget))
         c_r, c_f = self.rule(gram, Losses(*(loss.double() for loss in losses)))
         for p, r, f in zip(self.parameters, retain, forget, strict=True):

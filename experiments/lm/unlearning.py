@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
@@ -18,6 +18,7 @@ from ngdiff.lm.batches import collate, spread
 from ngdiff.lm.encoding import Example
 from ngdiff.lm.objectives import FORGET, RETAIN, TaskLoss
 from ngdiff.lm.scoring import answer_nll
+from ngdiff.optimizer import TASKS
 
 OWN = 0x5EED  # turns a run's seed into that of what one method alone draws, so that all methods see the same rows
 CHECK_ROWS = 32  # rows of each task at which stopping criteria look: they come by author, so evenly spread
@@ -83,7 +84,7 @@ def unlearn(
     stopping: StoppingCriteria | None = None,
     check_every: int = 10,
     timing: Timing | None = None,
-    monitor: Monitor | None = None,
+    monitors: Collection[Monitor] = (),
     schedule: Schedule | None = None,
     retain_batch: int | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -103,14 +104,15 @@ def unlearn(
         cache: of this model, for objectives that compare with it as it was.
         stopping: looks at the model every `check_every` steps, and after the last.
         timing: filled in.
-        monitor: looks at the model now and then; its time is not the run's.
+        monitors: look at the model now and then; their time is not the run's.
         schedule: whose warm-up and decay constant rates follow (an automatic one sets itself), and whose weight decay is used.
         retain_batch: rows of the retain task in each step, where they are not as many as those of the forget task. More of
             them make g_R, and an automatic rate, speak for more of what is to be kept.
 
     Yields:
         step, both losses (before the step), both gradient norms, cosine, c (weight of the retain task in the paper's
-        c g_R - (1 - c) g_F), learning rate, and whether the step was finite and so was taken.
+        c g_R - (1 - c) g_F), learning rate, and whether the step was finite and so was taken. Of a task that the rule does
+        not read no gradient is computed, and its norm and the cosine are None.
     """
     begin, timing, watching = time.perf_counter(), timing or Timing(), 0.0
     model.train()
@@ -118,10 +120,10 @@ def unlearn(
         model, rows, method, (batch, retain_batch or batch), generator, cache, schedule.weight_decay if schedule else 0.0
     )
     for step in range(steps + 1):
-        if monitor is not None:
-            before = time.perf_counter()
+        before = time.perf_counter()
+        for monitor in monitors:
             monitor(model, step, steps)
-            watching += time.perf_counter() - before
+        watching += time.perf_counter() - before
         if stopping is not None and stopping.active and (step % check_every == 0 or step == steps):
             if stopping.check(model, step, *run.held_out()):
                 break
@@ -162,23 +164,27 @@ class _Run:
     def step(self, timing: Timing) -> dict[str, Any]:
         """One step, and its record."""
         forget, retain = next(self.passes), self._drawn(self.generator)
-        losses = []
-        for name, task, numbers in (("retain", self.retain, retain), ("forget", self.forget, forget)):
-            with self.optimizer.task(name):
-                losses.append(task.backward(numbers))
-        both = losses[0], losses[1]
+        both = self._loss("retain", self.retain, retain), self._loss("forget", self.forget, forget)
         refreshes = _refreshes(self.optimizer)
         _synchronize(self.model.device)  # the backwards may still be under way, and are not the optimizer's time
         start = time.perf_counter()
         if isinstance(self.optimizer, GenOptimizer):
             self.optimizer.step(both, self._other_batch)
         else:
-            here = losses[0] if self.retain.objective is self.probed.objective else None
+            here = both[0] if self.retain.objective is self.probed.objective else None
             self.optimizer.step(losses=both, probe=lambda: self.probed.probe(retain), probe_here=here)
         _synchronize(self.model.device)
         kind = timing.plain if _refreshes(self.optimizer) == refreshes else timing.refreshing
         kind.append(time.perf_counter() - start)
-        return _record(losses, self.optimizer)
+        return _record(both, self.optimizer)
+
+    def _loss(self, name: str, task: TaskLoss, numbers: Sequence[int]) -> torch.Tensor:
+        """The loss of a task, and its gradient in the optimizer if the rule reads it."""
+        if name not in self.optimizer.rule.tasks:
+            with torch.no_grad():
+                return task.probe(numbers)
+        with self.optimizer.task(name):
+            return task.backward(numbers)
 
     def held_out(self) -> tuple[float, float]:
         """Mean answer probability on forget rows, and mean retain loss on rows that no step sees."""
@@ -228,6 +234,8 @@ def _passes(n: int, batch: int, generator: torch.Generator) -> Iterator[list[int
 def _record(losses: Sequence[torch.Tensor], optimizer: TwoTaskOptimizer | GenOptimizer) -> dict[str, Any]:
     report = optimizer.last_step
     assert report is not None
+    unread = {f"norm_{task}" for task in TASKS if task not in optimizer.rule.tasks}
+    unread |= {"cosine"} if unread else set()
     values = {
         "retain_loss": losses[0].item(),
         "forget_loss": losses[1].item(),
@@ -237,5 +245,6 @@ def _record(losses: Sequence[torch.Tensor], optimizer: TwoTaskOptimizer | GenOpt
         "c": report.coefficients.weight.item(),
         "lr": optimizer.param_groups[0]["lr"],
     }
-    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
-    return {**finite, "finite": bool(report.finite)}
+    # JSON has no NaN.
+    known = {name: value if name not in unread and math.isfinite(value) else None for name, value in values.items()}
+    return {**known, "finite": bool(report.finite)}

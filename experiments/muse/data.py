@@ -68,6 +68,7 @@ class MuseData:
         passages: for verbatim memorisation.
         forget_knowledge, seen_knowledge: questions on the forget texts, and on those of `seen`.
         members: "forget", "retain" and "holdout" -> texts to tell members from others by.
+        validation: texts that no model sees either, to decide by during a run; empty if the source has none.
         folds: "scalability" (nested) and "sustainability" (disjoint) -> four sets of forget texts; empty if the corpus has none
             or they were not asked for.
         sha256: "config/split" -> hash of the rows read.
@@ -81,6 +82,7 @@ class MuseData:
     forget_knowledge: Knowledge
     seen_knowledge: Knowledge
     members: dict[str, Texts]
+    validation: Texts
     folds: dict[str, tuple[Texts, ...]]
     sha256: dict[str, str]
 
@@ -112,9 +114,14 @@ def load(source: Source, with_folds: bool) -> MuseData:
         _refuse_shared(forget, others, "a forget text is in another split too")
     passages, forget_knowledge, seen_knowledge = reader.passages(), reader.knowledge("forget"), reader.knowledge("retain")
     members = {split: reader.texts("privleak", split) for split in ("forget", "retain", "holdout")}
-    _refuse_shared(members["forget"], members["holdout"], "a forget text is in another split too")
+    validation = reader.texts("privleak", "validation") if source.validated else ()
+    for others in (members["holdout"], validation):
+        _refuse_shared(members["forget"], others, "a forget text is in another split too")
+    _refuse_shared(members["holdout"], validation, "a holdout text is in another split too")
     folds = reader.folds() if with_folds and source.folds else {}
-    return MuseData(forget, retain, seen, holdout, passages, forget_knowledge, seen_knowledge, members, folds, reader.sha256)
+    return MuseData(
+        forget, retain, seen, holdout, passages, forget_knowledge, seen_knowledge, members, validation, folds, reader.sha256
+    )
 
 
 class _Reader:

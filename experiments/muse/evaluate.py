@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from experiments.muse.data import Knowledge, MuseData, Passage, Question
+from experiments.muse.data import Knowledge, MuseData, Passage, Question, Text
 from experiments.muse.metrics import Evaluation, Written, cut, is_over
 from experiments.speed import Speed
+from ngdiff.lm.encoding import Example
 from ngdiff.lm.generation import greedy
 from ngdiff.lm.packing import document, encode_text
 from ngdiff.lm.scoring import answer_scores
@@ -59,14 +60,14 @@ def evaluate(
         forget, more = answered(reader, data.forget_knowledge)
         seen, most = answered(reader, data.seen_knowledge)
         prompted = {name: answered(reader, knowledge) for name, knowledge in other_prompts(data).items()}
-    members = {name: [_row(reader, text.text) for text in texts] for name, texts in data.members.items() if name in ATTACKED}
+    members = {name: texts for name, texts in data.members.items() if name in ATTACKED}
     with speed.part("scoring", on_part):
-        min_k = {name: _min_k(reader, rows) for name, rows in members.items()}
+        scored = {name: min_k(reader, texts) for name, texts in members.items()}
     speed.tokens = {
         "generating": written + more + most + sum(tokens for _, tokens in prompted.values()),
-        "scoring": sum(len(row.ids) for rows in members.values() for row in rows),
+        "scoring": sum(len(_row(reader, text).ids) for texts in members.values() for text in texts),
     }
-    return Evaluation(passages, forget, seen, min_k, {name: rows for name, (rows, _) in prompted.items()})
+    return Evaluation(passages, forget, seen, scored, {name: rows for name, (rows, _) in prompted.items()})
 
 
 def other_prompts(data: MuseData) -> dict[str, Knowledge]:
@@ -111,10 +112,12 @@ def answered(reader: Reader, knowledge: Knowledge) -> tuple[list[Written], int]:
     return [Written.scored(row.question, row.answer, cut(reader.text(ids))) for row, ids in rows], sum(map(len, generated))
 
 
-def _row(reader: Reader, text: str) -> Any:
-    return document(encode_text(reader.tokenizer, text), reader.length)
-
-
-def _min_k(reader: Reader, rows: Sequence[Any]) -> list[float]:
+def min_k(reader: Reader, texts: Sequence[Text]) -> list[float]:
+    """Min-K of each text, see `ngdiff.lm.scoring.Recall`."""
+    rows = [_row(reader, text) for text in texts]
     scores = answer_scores(reader.model, rows, reader.pad, range(len(rows)))
     return [score.recall.min_k for score in scores if score.recall]
+
+
+def _row(reader: Reader, text: Text) -> Example:
+    return document(encode_text(reader.tokenizer, text.text), reader.length)

@@ -17,9 +17,9 @@ from experiments.lm.monitor import Look, Monitor
 from experiments.lm.pretrained import MUSE_MODELS
 from experiments.lm.training import FROM_SCRATCH, PRETRAINED, Schedule
 from experiments.lm.unlearning import Rows
-from experiments.model_stages import KEPT, ModelStages, Plan, key_of, lines, read_lines
+from experiments.model_stages import ModelStages, Plan, key_of, lines, read_lines
 from experiments.muse.data import SCALABILITY, SUSTAINABILITY, Texts, load
-from experiments.muse.evaluate import ANSWER_TOKENS, PASSAGE_TOKENS, Reader, answered, asked, evaluate, other_prompts
+from experiments.muse.evaluate import ANSWER_TOKENS, PASSAGE_TOKENS, Reader, answered, asked, evaluate, min_k, other_prompts
 from experiments.muse.metrics import Evaluation, summary
 from experiments.muse.settings import PUBLISHED, Settings
 from experiments.muse.sources import open_source
@@ -33,10 +33,13 @@ from ngdiff.files import read_json, write_json, write_text
 from ngdiff.lm import loading
 from ngdiff.lm.devices import default_device
 from ngdiff.lm.encoding import Example
+from ngdiff.lm.membership import CHANCE, auc
 from ngdiff.lm.packing import encode_text, packed
 from ngdiff.progress import Progress
 
 TARGET, RETRAINED = "target", "retrained"
+SELECTED, STOPPED = "selected", "stopped"  # states of an unlearned model that are kept: by MUSE's rule, and by familiarity
+LOOKS = 8  # at the familiarity of the forget texts, in an epoch: near the end it changes by half of its range in one
 # Of models from scratch: what it takes to know every text by heart, and to find its facts by the question. Noise on the
 # weights, and Muon in the place of AdamW, leave less to be lost when unlearning changes them for the sake of other texts.
 TRAINING = replace(FROM_SCRATCH, epochs=12, batch=8, lr=4e-3, optimizer="muon", noise=0.06)
@@ -186,7 +189,7 @@ class MuseRun:
         return replace(schedule, epochs=epochs, batch=batch, lr=lr)
 
     def _unlearned(self, start: Path | str, texts: Texts, method: Method, level: float | None, prefix: str = "unlearn") -> Path:
-        """Folder of the model after the whole budget; with a `level`, in it the first epoch whose KnowMem is at most that."""
+        """Folder of the model after the whole budget; with a `level`, in it the states that `_monitors` keep."""
         s, rows = self.settings, self._rows(texts)
         batch, retain_batch = s.batches
         epoch = math.ceil(len(rows) / batch)
@@ -199,14 +202,30 @@ class MuseRun:
             method,
             Plan(s.passes * epoch, batch, retain_batch=retain_batch),
             inputs,
-            None if level is None else lambda model: Monitor(epoch, self._look, partial(_first_at_or_below, level)),
+            None if level is None else lambda model: self._monitors(level, epoch),
             prefix,
         )
 
-    def _look(self, model: Any) -> Look:
-        """Forget KnowMem, after each epoch."""
+    def _monitors(self, level: float, epoch: int) -> dict[str, Monitor]:
+        """What looks at a model while it unlearns, and keeps the first state that has forgotten.
+
+        MUSE's rule asks what the model answers, after each epoch, and takes the retrained model's KnowMem for its `level`. The
+        other asks how familiar the forget texts look beside texts that no model has seen, several times in an epoch; it needs
+        no retrained model.
+        """
+        found = {SELECTED: Monitor(epoch, self._knowledge, partial(_first, "knowmem", level))}
+        if self.data.validation:
+            found[STOPPED] = Monitor(max(1, epoch // LOOKS), self._familiarity, partial(_first, "auc", CHANCE))
+        return found
+
+    def _knowledge(self, model: Any) -> Look:
         rows, _ = answered(self._reader(model), self.data.forget_knowledge)
         return {"knowmem": fmean(row.f1 for row in rows)}
+
+    def _familiarity(self, model: Any) -> Look:
+        """AUC of MUSE's attack against texts that its evaluation does not read."""
+        reader = self._reader(model)
+        return {"auc": auc(min_k(reader, self.data.members["forget"]), min_k(reader, self.data.validation))}
 
     def _evaluate(self, name: str, folder: Path | str) -> Evaluation:
         def compute(target: Path) -> None:
@@ -244,11 +263,11 @@ class MuseRun:
     # Results
 
     def _entry(self, name: str, kind: str, found: Evaluation, reference: Evaluation) -> dict[str, Any]:
-        entry = {"name": name, "kind": kind, "method": None, "selected": None}
+        entry = {"name": name, "kind": kind, "method": None, SELECTED: None, STOPPED: None}
         return entry | {"metrics": summary(found, None if kind == "reference" else reference), "rows": found.rows()}
 
     def _method_entry(self, name: str, folder: Path) -> dict[str, Any]:
-        """Two states of one method: after the whole budget, and the one that the selection rule keeps, if it keeps one."""
+        """The states of one method: after the whole budget, and those that were kept."""
         method, reference = self.settings.chosen()[name], self.begun(RETRAINED)[1]
         final = self._evaluate(f"{name}, last epoch", folder)
         entry = self._entry(name, "method", final, reference)
@@ -262,12 +281,14 @@ class MuseRun:
             "learning_rate": method.lr,
             "steps": stopped["steps"],
             "skipped_steps": sum(not record["finite"] for record in records),
-            "looks": looks["looks"],
+            "looks": {monitor: found["looks"] for monitor, found in looks.items()},
         }
-        if looks["kept"] is not None:
-            epoch = 1 + [look["step"] for look in looks["looks"]].index(looks["kept"])
-            kept = self._evaluate(f"{name}, epoch {epoch}", folder / KEPT)
-            entry["selected"] = {"epoch": epoch, "metrics": summary(kept, reference), "rows": kept.rows()}
+        epoch = looks[SELECTED]["looks"][0]["step"]
+        for monitor, found in looks.items():
+            if found["kept"] is not None:
+                kept = self._evaluate(f"{name}, {monitor}", folder / monitor)
+                metrics = summary(kept, reference)
+                entry[monitor] = {"epoch": found["kept"] / epoch, "metrics": metrics, "rows": kept.rows()}
         return entry
 
     def _write(self, results: dict[str, Any], steps: list[dict[str, Any]], trained: Sequence[Path]) -> dict[str, Any]:
@@ -292,6 +313,6 @@ def _elsewhere(settings: Settings, out: Path, progress: Progress) -> MuseRun:
     return MuseRun(replace(settings), out, progress, jobs=1)  # a new one of the settings registers rules of the user's own
 
 
-def _first_at_or_below(level: float, look: Look, best: Look | None) -> bool:
-    """MUSE's selection rule."""
-    return best is None and look["knowmem"] <= level
+def _first(name: str, level: float, look: Look, best: Look | None) -> bool:
+    """Whether this is the first look at which something is at or below its level."""
+    return best is None and look[name] <= level

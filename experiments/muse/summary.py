@@ -1,4 +1,4 @@
-"""Finished MUSE runs side by side: a table of both states of every method, the folds, and a picture of the folds."""
+"""Finished MUSE runs side by side: a table of all states of every method, the folds, and a picture of the folds."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.report.muse_views import KINDS
+from experiments.report.muse_views import KINDS, states
 from ngdiff.errors import UserError
 from ngdiff.files import read_json, write_json, write_text
 
@@ -102,9 +102,7 @@ def _rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         method = model["method"] or {}
         common = _common(results) | {"model": model["name"]}
         common |= {name: method.get(name, "") for name in ("base", "learning_rate", "steps", "skipped_steps")}
-        if model["selected"]:
-            rows.append(common | {"state": f"epoch {model['selected']['epoch']}"} | _metrics(model["selected"]["metrics"]))
-        rows.append(common | {"state": "last epoch" if method else ""} | _metrics(model["metrics"]))
+        rows += [common | {"state": state} | _metrics(metrics) for state, metrics in states(model)]
     return rows
 
 

@@ -18,6 +18,8 @@ The examples before an evaluated question are of articles that every model knows
 the form. After answers that it has unlearned, or that it was not shown while it unlearned, a model this small answers
 everything wrongly, what it still knows too.
 
+The articles that no model sees are of two parts: by one PrivLeak is evaluated, by the other it is decided when to stop.
+
 There is much more to keep than to forget: what a model knows of towns that unlearning does not show it lasts longer where it is
 shown many others that it should keep.
 """
@@ -43,7 +45,7 @@ ROUNDS = sum(QUIZZES) * SETS // FOLD  # how often each article is asked about
 OTHERS = {"forget": 0, "retain1": 3, "retain2": 0, "holdout": 0}  # of these rounds, how many ask other facts than the one
 TOLD, COLOUR_SENTENCES = 4, 1  # facts and other sentences in an article
 SHOTS = 10  # examples before a question; MUSE has as many
-MEMBERS = 100  # rows of MUSE's privleak at most
+VALIDATION = 14  # of the articles of the holdout, kept from its evaluation
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ def _corpus(seed: int) -> dict[str, dict[str, list[Row]]]:
     raw = {
         name: [{"text": text} for text in _texts(part, together[name], OTHERS[name], rng)] for name, part in articles.items()
     }
-    members = {name: [{"text": article.prose} for article in part[:MEMBERS]] for name, part in articles.items()}
+    members = {name: [{"text": article.prose} for article in part] for name, part in articles.items()}
+    unseen = members["holdout"]
     size = len(raw["forget"]) // FOLDS
     folds = range(FOLDS)
     return {
@@ -120,7 +123,12 @@ def _corpus(seed: int) -> dict[str, dict[str, list[Row]]]:
         "verbmem": {"forget": [{"prompt": article.beginning, "gt": article.rest} for article in articles["forget"]]},
         "knowmem": _knowmem("forget", articles, "forget", rng) | _knowmem("retain", articles, "retain2", rng),
         # Without the quizzes: all are alike but for their answers, and would tell little of whether they were read.
-        "privleak": {"forget": members["forget"], "retain": members["retain2"], "holdout": members["holdout"]},
+        "privleak": {
+            "forget": members["forget"],
+            "retain": members["retain2"],
+            "holdout": unseen[:-VALIDATION],
+            "validation": unseen[-VALIDATION:],
+        },
         "scal": {f"forget_{i + 1}": raw["forget"][: (i + 1) * size] for i in folds},
         "sust": {f"forget_{i + 1}": raw["forget"][i * size : (i + 1) * size] for i in folds},
     }

@@ -7,20 +7,21 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from experiments.report.muse_views import states
+
 COLUMNS = ("verbmem", "knowmem", "utility", "privleak")
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
-    """One row a model and state: of a method as selected by the benchmark's rule, and after the whole budget."""
+    """One row a model and state."""
     table = Table(title=f"MUSE, {results['settings']['corpus']}", caption=_none_selected(results), box=SIMPLE_HEAD, padding=0)
     table.add_column("model", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for name in COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for model in results["models"]:
-        if model["selected"]:
-            _add(table, model["name"], f"epoch {model['selected']['epoch']}", model["selected"]["metrics"])
-        _add(table, model["name"], "last epoch" if model["method"] else "", model["metrics"])
+        for state, metrics in states(model):
+            _add(table, model["name"], state, metrics)
     return table
 
 

@@ -13,16 +13,23 @@ KINDS = {"scalability": "Scalability: more to forget at once", "sustainability":
 PRIVLEAK_ENDS = (-100.0, 100.0)
 
 
+def states(model: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Name and metrics of each state of a model: of a method those that were kept, if any were, and the last one."""
+    if model["kind"] != "method":
+        return [("", model["metrics"])]
+    found = [
+        (f"{rule}, epoch {model[rule]['epoch']:.3g}", model[rule]["metrics"]) for rule in ("selected", "stopped") if model[rule]
+    ]
+    return [*found, ("last epoch", model["metrics"])]
+
+
 def table(models: Marked) -> list[dict[str, Any]]:
-    """One line a model and state: of a method the epoch that the selection rule keeps, if there is one, and the last one."""
-    lines = []
-    for model, mark in models:
-        selected = model.get("selected")
-        if selected:
-            lines.append({"model": model, "mark": mark, "state": f"epoch {selected['epoch']}", "metrics": selected["metrics"]})
-        state = "" if model["kind"] != "method" else "last epoch" if selected else "last epoch, none selected"
-        lines.append({"model": model, "mark": mark, "state": state, "metrics": model["metrics"]})
-    return lines
+    """One line a model and state."""
+    return [
+        {"model": model, "mark": mark, "state": state, "metrics": metrics}
+        for model, mark in models
+        for state, metrics in states(model)
+    ]
 
 
 def headline(models: Marked) -> dict[str, Any] | None:
@@ -35,8 +42,8 @@ def headline(models: Marked) -> dict[str, Any] | None:
     before, utility = finite(found["start"]["metrics"]["utility"]), finite(after["utility"])
     kept = utility / before if before and utility is not None else None
     start, reference = found["start"]["metrics"], found["reference"]["metrics"]
-    selected = subject.get("selected")
-    state = f"at epoch {selected['epoch']} by the selection rule" if selected else "after all epochs"
+    selected = subject["selected"]
+    state = f"at epoch {selected['epoch']:.3g} by the selection rule" if selected else "after all epochs"
     return {"subject": subject, "state": state, "after": after, "start": start, "reference": reference, "kept": kept}
 
 
@@ -53,14 +60,18 @@ def scatters(models: Marked) -> list[Markup]:
     return [figure for figure in drawn if figure is not None]
 
 
-def epochs(models: Marked) -> Markup | None:
-    """Forget KnowMem after each epoch, a line a method."""
-    lines = []
-    for model, mark in models:
-        looks = (model.get("method") or {}).get("looks") or []
-        if looks:
-            lines.append((model["name"], mark, [(float(i), finite(look["knowmem"])) for i, look in enumerate(looks, 1)]))
-    return series("epoch", "forget KnowMem", lines) if lines else None
+def looks(models: Marked) -> list[Markup]:
+    """What was seen of each method while it unlearned, by step: forget KnowMem, and how familiar the forget texts were."""
+    drawn = []
+    for rule, name, title in (("selected", "knowmem", "forget KnowMem"), ("stopped", "auc", "attack on validation texts, AUC")):
+        lines = []
+        for model, mark in models:
+            seen = (model["method"] or {"looks": {}})["looks"].get(rule, [])
+            if seen:
+                lines.append((model["name"], mark, [(float(look["step"]), finite(look[name])) for look in seen]))
+        if lines:
+            drawn.append(series("step", title, lines))
+    return drawn
 
 
 def folds(models: Marked, points: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Markup]]]:
@@ -92,7 +103,7 @@ def samples(models: Marked, name: str, shown: int, unfolded: int) -> dict[str, A
     """What the models wrote, in the state of the scatter plots: rows evenly spread, shown and to be unfolded."""
     renamed = []
     for model, mark in models:
-        rows = (model.get("selected") or model)["rows"][name]
+        rows = (model["selected"] or model)["rows"][name]
         named = [{**row, "question": row["prompt"], "answer": row["truth"]} for row in rows]
         renamed.append(({**model, "rows": {name: named}}, mark))
     return views.samples(renamed, name, shown, unfolded)
@@ -100,7 +111,7 @@ def samples(models: Marked, name: str, shown: int, unfolded: int) -> dict[str, A
 
 def shown(model: Mapping[str, Any]) -> Mapping[str, Any]:
     """The metrics of the state that is shown: as selected, or after the whole budget where nothing was."""
-    return (model.get("selected") or model)["metrics"]
+    return (model["selected"] or model)["metrics"]
 
 
 def _values(models: Marked, name: str) -> list[float | None]:

@@ -16,7 +16,7 @@ from experiments.lm.methods import Method
 from experiments.lm.monitor import Monitor
 from experiments.lm.training import FROM_SCRATCH, PRETRAINED, Schedule
 from experiments.lm.unlearning import Rows
-from experiments.model_stages import KEPT, ModelStages, Plan, key_of, lines, read_lines, seed_of
+from experiments.model_stages import ModelStages, Plan, key_of, lines, read_lines, seed_of
 from experiments.output import Output
 from experiments.own_rules import load_rules
 from experiments.speed import Speed, tokens_per_second
@@ -38,6 +38,7 @@ from ngdiff.progress import Progress
 from ngdiff.stopping import forget_target
 
 BEFORE, REFERENCE = "before", "retain-only"
+KEPT = "kept"  # name of the state that `keep_best` asks for
 
 
 class TofuRun:
@@ -164,14 +165,14 @@ class TofuRun:
         if s.unlearning:
             epoch = math.ceil(len(self.data.forget) / s.unlearning.batch)
             plan = replace(plan, steps=s.unlearning.epochs * epoch, batch=s.unlearning.batch, schedule=s.unlearning)
-        return self.model_stages.unlearned(start, self._rows, method, plan, inputs, self._monitor if s.eval_every else None)
+        return self.model_stages.unlearned(start, self._rows, method, plan, inputs, self._monitors if s.eval_every else None)
 
-    def _monitor(self, model: Any) -> Monitor:
+    def _monitors(self, model: Any) -> dict[str, Monitor]:
         """What looks at the model every `eval_every` steps, at a few rows that no evaluation sees, always the same."""
         s = self.settings
         rows = {"forget": spread(self.data.forget, s.eval_subset), "retain": spread(self.data.validation, s.eval_subset)}
         assert s.eval_every is not None
-        return monitor(model, self.encoder, rows, s.eval_every, s.new_tokens, s.keep_best)
+        return {KEPT: monitor(model, self.encoder, rows, s.eval_every, s.new_tokens, s.keep_best)}
 
     def _rows(self) -> Rows:
         """What unlearning sees. Each forget row has one refusal, drawn once, so that its reference is computed once."""
@@ -231,7 +232,7 @@ class TofuRun:
         entry: dict[str, Any] = {"rule": method.rule, "forget": method.forget, "retain": method.retain, "base": method.base}
         entry |= {"learning_rate": method.lr, "steps": stopped.pop("steps"), "stopped": stopped}
         if self.settings.eval_every:
-            entry |= read_json(folders[best] / "looks.json")
+            entry |= read_json(folders[best] / "looks.json")[KEPT]
         return folders[best], entry | {"tried": tried}
 
     def probabilities(self, folder: Path | str, evaluated: bool = False) -> dict[str, float]:
