@@ -15,14 +15,21 @@ class Monitor:
         every: steps from one look to the next; the last of the planned steps is looked at too.
         look: from a model to what is measured of it, cheap enough to be done often.
         better: whether a look is better than that of the state kept so far, None in the beginning; without it no state is kept.
+        once: whether the first state that is kept is the last look too.
 
     Attributes:
         looks: of every look the step and what was measured.
         step: of the state that is kept, None while there is none.
     """
 
-    def __init__(self, every: int, look: Callable[[Any], Look], better: Callable[[Look, Look | None], bool] | None = None):
-        self.every, self.look, self.better = every, look, better
+    def __init__(
+        self,
+        every: int,
+        look: Callable[[Any], Look],
+        better: Callable[[Look, Look | None], bool] | None = None,
+        once: bool = False,
+    ):
+        self.every, self.look, self.better, self.once = every, look, better, once
         self.looks: list[dict[str, float]] = []
         self.step: int | None = None
         self._best: Look | None = None
@@ -30,7 +37,7 @@ class Monitor:
 
     def __call__(self, model: Any, step: int, steps: int) -> None:
         """Look, if it is time, at the model as it is after `step` of `steps` steps; leaves it in training mode."""
-        if step == 0 or (step % self.every and step < steps):
+        if step == 0 or (step % self.every and step < steps) or (self.once and self.step is not None):
             return
         model.eval()
         found = self.look(model)

@@ -39,7 +39,7 @@ from ngdiff.progress import Progress
 
 TARGET, RETRAINED = "target", "retrained"
 SELECTED, STOPPED = "selected", "stopped"  # states of an unlearned model that are kept: by MUSE's rule, and by familiarity
-LOOKS = 8  # at the familiarity of the forget texts, in an epoch: near the end it changes by half of its range in one
+LOOKS = 6  # at the familiarity of the forget texts, in an epoch: near the end it changes by half of its range in one
 # Of models from scratch: what it takes to know every text by heart, and to find its facts by the question. Noise on the
 # weights, and Muon in the place of AdamW, leave less to be lost when unlearning changes them for the sake of other texts.
 TRAINING = replace(FROM_SCRATCH, epochs=12, batch=8, lr=4e-3, optimizer="muon", noise=0.06)
@@ -215,7 +215,7 @@ class MuseRun:
         """
         found = {SELECTED: Monitor(epoch, self._knowledge, partial(_first, "knowmem", level))}
         if self.data.validation:
-            found[STOPPED] = Monitor(max(1, epoch // LOOKS), self._familiarity, partial(_first, "auc", CHANCE))
+            found[STOPPED] = Monitor(max(1, epoch // LOOKS), self._familiarity, partial(_first, "auc", CHANCE), once=True)
         return found
 
     def _knowledge(self, model: Any) -> Look:

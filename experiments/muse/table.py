@@ -7,14 +7,19 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from experiments.report.muse_views import states
+from experiments.report.muse_views import never, states
 
 COLUMNS = ("verbmem", "knowmem", "utility", "privleak")
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
     """One row a model and state."""
-    table = Table(title=f"MUSE, {results['settings']['corpus']}", caption=_none_selected(results), box=SIMPLE_HEAD, padding=0)
+    table = Table(
+        title=f"MUSE, {results['settings']['corpus']}",
+        caption=Text("\n".join(never(results["models"]))),
+        box=SIMPLE_HEAD,
+        padding=0,
+    )
     table.add_column("model", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for name in COLUMNS:
@@ -32,8 +37,3 @@ def _add(table: Table, name: str, state: str, metrics: Mapping[str, float | None
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _none_selected(results: Mapping[str, Any]) -> Text | None:
-    names = [model["name"] for model in results["models"] if model["method"] and not model["selected"]]
-    return Text("no epoch at or below the retrained model's KnowMem: " + ", ".join(names)) if names else None

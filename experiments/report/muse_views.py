@@ -23,6 +23,19 @@ def states(model: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     return [*found, ("last epoch", model["metrics"])]
 
 
+def never(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each rule that some methods have not met."""
+    asked = {
+        "selected": "No epoch has a KnowMem at or below the retrained model's",
+        "stopped": "The forget texts look familiar to the end",
+    }
+    found = []
+    for rule, sentence in asked.items():
+        names = [m["name"] for m in models if m["method"] and rule in m["method"]["looks"] and not m[rule]]
+        found += [f"{sentence}: {', '.join(names)}."] if names else []
+    return found
+
+
 def table(models: Marked) -> list[dict[str, Any]]:
     """One line a model and state."""
     return [

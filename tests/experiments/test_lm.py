@@ -15,6 +15,7 @@ from experiments.lm.methods import Method
 from experiments.lm.training import FROM_SCRATCH, PRETRAINED, Schedule, answer_loss, finetune, shaken
 from experiments.lm.unlearning import Rows, unlearn
 from experiments.tofu import synthetic
+from ngdiff import rules
 from ngdiff.errors import UserError
 from ngdiff.lm import generation, scoring
 from ngdiff.lm.batches import collate, length_sorted, shuffled_batches
@@ -345,6 +346,41 @@ def test_every_method_sees_the_same_batches(model: Any, encoder: Encoder, exampl
     for mine, theirs in zip(*records, strict=True):
         assert (mine["retain_loss"], mine["forget_loss"]) == (theirs["retain_loss"], theirs["forget_loss"])
     assert len({record["forget_loss"] for record in records[0]}) == 4
+
+
+@pytest.mark.parametrize("lr", [1e-2, "gen"])
+@pytest.mark.parametrize(("rule", "read"), [("ngdiff", ["retain", "forget"]), ("ga", ["forget"]), ("retain", ["retain"])])
+def test_what_a_rule_does_not_read_has_no_backward(
+    model: Any,
+    encoder: Encoder,
+    examples: list[Example],
+    rule: str,
+    read: list[str],
+    lr: float | str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the run is the same as if it had one."""
+    if lr == "gen":
+        pytest.importorskip("GeN")
+    parts: list[int] = []
+    backward = TaskLoss.backward
+    monkeypatch.setattr(TaskLoss, "backward", lambda self, *a: parts.append(len(self.texts["answer"])) or backward(self, *a))
+
+    def unlearned() -> tuple[list[dict[str, Any]], list[torch.Tensor]]:
+        copy, rows = deepcopy(model), Rows(examples[:5], examples[5:], encoder.pad)
+        records = list(unlearn(copy, rows, Method(rule, "sgd", lr), 3, 3, torch.Generator().manual_seed(0)))
+        return records, [p.detach() for p in copy.parameters()]
+
+    records, weights = unlearned()
+    counts = {"retain": len(examples) - 5, "forget": 5}
+    assert parts == [counts[task] for task in read] * 3
+    unread = {"retain", "forget"} - set(read)
+    missing = {f"norm_{task}" for task in unread} | ({"cosine"} if unread else set())
+    assert [{name for name, value in record.items() if value is None} for record in records] == [missing] * 3
+    monkeypatch.setattr(type(rules.get(rule)), "tasks", ("retain", "forget"))
+    both, expected = unlearned()
+    assert [record["retain_loss"] for record in both] == [record["retain_loss"] for record in records]
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(weights, expected, strict=True))
 
 
 def test_the_retain_task_may_have_more_rows(model: Any, encoder: Encoder, examples: list[Example]) -> None:

@@ -36,10 +36,10 @@ def examples(encoder: Encoder) -> list[Example]:
     return [encoder.example(row["question"], row["answer"]) for row in ROWS]
 
 
-def run(model: Any, examples: list[Example], pad: int, watcher: Monitor | None, steps: int = 7) -> list[dict[str, Any]]:
+def run(model: Any, examples: list[Example], pad: int, *watchers: Monitor, steps: int = 7) -> list[dict[str, Any]]:
     rows = Rows(examples[:4], examples[4:], pad)
     return list(
-        unlearn(model, rows, Method("ngdiff", "adamw", 1e-2), steps, 4, torch.Generator().manual_seed(0), monitor=watcher)
+        unlearn(model, rows, Method("ngdiff", "adamw", 1e-2), steps, 4, torch.Generator().manual_seed(0), monitors=watchers)
     )
 
 
@@ -52,7 +52,7 @@ def test_looks_come_every_so_many_steps_and_at_the_end(
     model: Any, encoder: Encoder, examples: list[Example], every: int, steps: int, expected: list[int]
 ) -> None:
     watcher = Monitor(every, lambda model: {"parameters": 1.0})
-    run(model, examples, encoder.pad, watcher, steps)
+    run(model, examples, encoder.pad, watcher, steps=steps)
     assert [look["step"] for look in watcher.looks] == expected
     assert watcher.step is None
     with pytest.raises(ValueError, match="no state was kept"):
@@ -74,7 +74,7 @@ def test_looking_changes_nothing(model: Any, encoder: Encoder, examples: list[Ex
     watched = run(model, examples, encoder.pad, watcher)
     after = weights(model)
     model.load_state_dict(start)
-    assert run(model, examples, encoder.pad, None) == watched
+    assert run(model, examples, encoder.pad) == watched
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(weights(model), after, strict=True))
     names = {f"{task}_{name}" for task in rows for name in ("probability", "rouge", "extraction_strength")}
     assert [set(look) for look in watcher.looks] == [{"step", "score"} | names] * 4
@@ -107,7 +107,7 @@ def test_the_look_says_what_the_scores_say(model: Any, encoder: Encoder, example
     watcher = monitor(model, encoder, rows, 1, 5, None)
     before = watcher.look(model)
     assert before["score"] == pytest.approx(0, abs=1e-12)  # everything is kept, and nothing lost
-    run(model, examples, encoder.pad, None)
+    run(model, examples, encoder.pad)
     model.eval()
     found = watcher.look(model)
     for task, part in (("forget", examples[:3]), ("retain", examples[3:])):
@@ -115,3 +115,21 @@ def test_the_look_says_what_the_scores_say(model: Any, encoder: Encoder, example
         assert found[f"{task}_probability"] == pytest.approx(own, rel=1e-6)
     kept, left = (found[f"{task}_probability"] / before[f"{task}_probability"] for task in ("retain", "forget"))
     assert found["score"] == pytest.approx(min(kept, 1 - left), rel=1e-9)
+
+
+def test_two_monitors_keep_a_state_each(model: Any, encoder: Encoder, examples: list[Example]) -> None:
+    seen: list[list[torch.Tensor]] = []
+
+    def look(model: Any) -> dict[str, float]:
+        seen.append(weights(model))
+        return {"looks": float(len(seen))}
+
+    early = Monitor(2, look, lambda found, best: best is None)
+    late = Monitor(3, look, lambda found, best: found["looks"] > 2, once=True)  # at its second look, which is the fifth of all
+    run(model, examples, encoder.pad, early, late)
+    assert [look["step"] for look in early.looks] == [2, 4, 6, 7]
+    assert [look["step"] for look in late.looks] == [3, 6]
+    assert (early.step, late.step) == (2, 6)
+    for watcher, expected in ((late, seen[4]), (early, seen[0])):  # in the order 2, 3, 4, 6, 6, 7
+        watcher.restore(model)
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(weights(model), expected, strict=True))

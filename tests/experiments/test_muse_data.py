@@ -4,6 +4,7 @@ import json
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ PLAIN = {
     "raw": ("forget", "retain1", "retain2", "holdout"),
     "verbmem": ("forget",),
     "knowmem": ("forget_qa", "retain_qa", "forget_qa_icl", "retain_qa_icl"),
-    "privleak": ("forget", "retain", "holdout"),
+    "privleak": ("forget", "retain", "holdout", "validation"),
 }
 FOLDS = ("forget_1", "forget_2", "forget_3", "forget_4")
 WITH_FOLDS = PLAIN | {"scal": FOLDS, "sust": FOLDS}
@@ -78,7 +79,9 @@ def test_every_part_has_its_rows() -> None:
         assert (len(knowledge.evaluated), len(knowledge.shots)) == (84, 10)
     asked = [(row.question, row.answer) for row in data.seen_knowledge.evaluated]
     assert asked == [(row["question"], row["answer"]) for row in synthetic.rows("knowmem", "retain_qa")]
-    assert {name: len(rows) for name, rows in data.members.items()} == {"forget": 28, "retain": 28, "holdout": 42}
+    assert {name: len(rows) for name, rows in data.members.items()} == {"forget": 28, "retain": 28, "holdout": 28}
+    assert len(data.validation) == 14
+    assert set(data.validation) | set(data.members["holdout"]) < set(data.holdout)
     assert set(data.members["retain"]) < set(data.seen)  # the articles, and not the quizzes about them
     assert [len(fold) for fold in data.folds["scalability"]] == [25, 50, 75, 100]
     assert [len(fold) for fold in data.folds["sustainability"]] == [25] * 4
@@ -118,8 +121,11 @@ def test_hub_is_asked_for_the_benchmarks_splits(monkeypatch: pytest.MonkeyPatch,
         return synthetic.rows(config, split)
 
     stand_in(monkeypatch, load_dataset)
-    assert read("hub", corpus) == read("synthetic", with_folds=corpus == "news")
-    assert sorted(asked) == sorted((hub_id, name) for name in names(WITH_FOLDS if corpus == "news" else PLAIN))
+    expected, validation = read("synthetic", with_folds=corpus == "news"), "privleak/validation"  # which is not MUSE's
+    hashes = {name: value for name, value in expected.sha256.items() if name != validation}
+    assert read("hub", corpus) == replace(expected, validation=(), sha256=hashes)
+    wanted = names(WITH_FOLDS if corpus == "news" else PLAIN) - {validation}
+    assert sorted(asked) == sorted((hub_id, name) for name in wanted)
 
 
 def test_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +195,9 @@ def test_missing_field(folder: Path, config: str, split: str, field: str) -> Non
     assert f"{config}/{split}.json:3: field {field!r} is missing, found " in refusal(folder)
 
 
-@pytest.mark.parametrize(("config", "split"), [("raw", "retain2"), ("privleak", "holdout"), ("sust", "forget_3")])
+@pytest.mark.parametrize(
+    ("config", "split"), [("raw", "retain2"), ("privleak", "holdout"), ("privleak", "validation"), ("sust", "forget_3")]
+)
 def test_empty_split(folder: Path, config: str, split: str) -> None:
     write(folder, config, split, [])
     assert refusal(folder) == f"--data: folder has no rows in '{config}/{split}'; the split must not be empty"
@@ -204,10 +212,24 @@ def test_forget_text_in_another_split(folder: Path, split: str) -> None:
     assert message.endswith(f"raw/{split}.json:9 too; remove one of the two")
 
 
-def test_member_among_the_texts_held_out(folder: Path) -> None:
+@pytest.mark.parametrize("split", ["holdout", "validation"])
+def test_member_among_the_texts_held_out(folder: Path, split: str) -> None:
     text = synthetic.rows("privleak", "forget")[4]["text"]
-    edit(folder, "privleak", "holdout", 6, lambda row: row.update(text=text))
+    edit(folder, "privleak", split, 6, lambda row: row.update(text=text))
     assert "privleak/forget.json:5: a forget text is in another split too, found " in refusal(folder)
+
+
+def test_validation_text_that_is_evaluated(folder: Path) -> None:
+    text = synthetic.rows("privleak", "holdout")[1]["text"]
+    edit(folder, "privleak", "validation", 3, lambda row: row.update(text=text))
+    message = refusal(folder)
+    assert "privleak/holdout.json:2: a holdout text is in another split too, found " in message
+    assert message.endswith("privleak/validation.json:3 too; remove one of the two")
+
+
+def test_validation_texts_can_be_missing(folder: Path) -> None:
+    (folder / "privleak" / "validation.json").unlink()
+    assert read(folder).validation == ()
 
 
 def test_shot_that_is_evaluated(folder: Path) -> None:

@@ -18,12 +18,22 @@ METRICS |= {"knowmem_zero_shot": 0.11, "knowmem_kept_shots": 0.22, "utility_zero
 def model(name: str, kind: str = "method", **metrics: Any) -> dict[str, Any]:
     row = {"prompt": f"{name} begins", "truth": "so it was", "generation": "so it is", "f1": 0.667, "recall": 0.6}
     rows = {part: [row] * 9 for part in ("passages", "forget", "seen")}
-    found = {"name": name, "kind": kind, "method": None, "selected": None, "metrics": METRICS | metrics, "rows": rows}
+    found = {
+        "name": name,
+        "kind": kind,
+        "method": None,
+        "selected": None,
+        "stopped": None,
+        "metrics": METRICS | metrics,
+        "rows": rows,
+    }
     if kind == "method":
-        looks = [{"step": 5 * i, "knowmem": 0.8 / i} for i in (1, 2, 3)]
+        looks: dict[str, Any] = {"selected": [{"step": 5 * i, "knowmem": 0.8 / i} for i in (1, 2, 3)]}
+        looks["stopped"] = [{"step": 2 * i, "auc": 1.0 - 0.1 * i} for i in range(1, 8)]
         found["method"] = {"rule": "ngdiff", "forget": "nll", "retain": "nll", "base": "sgd", "learning_rate": "auto"}
         found["method"] |= {"steps": 15, "skipped_steps": 0, "looks": looks}
-        found["selected"] = {"epoch": 2, "metrics": METRICS | {"knowmem": 0.125, "utility": 0.35}, "rows": rows}
+        found["stopped"] = {"epoch": 2.4, "metrics": METRICS | {"privleak": 3.0}, "rows": rows}
+        found["selected"] = {"epoch": 2.0, "metrics": METRICS | {"knowmem": 0.125, "utility": 0.35}, "rows": rows}
     return found
 
 
@@ -53,11 +63,12 @@ def words(html: str) -> str:
     return " ".join(" ".join(Page(html).text).split())
 
 
-def test_both_states_of_a_method_are_shown() -> None:
+def test_all_states_of_a_method_are_shown() -> None:
     found = words(render_muse(*run(model("ngdiff", knowmem=0.0))))
-    assert "epoch 2" in found
-    assert "last epoch" in found
-    assert "none selected" not in found
+    for state in ("selected, epoch 2 ", "stopped, epoch 2.4 ", "last epoch "):
+        assert found.count(state) == 3  # in the benchmark's table, in that of other prompts, in that of recall
+    assert "No epoch has" not in found
+    assert "familiar to the end" not in found
     lead = found.split("Results")[0]
     assert all(text in lead for text in ("50.0%", "0.800", "0.125"))  # as selected: utility 0.35 of 0.7
 
@@ -66,20 +77,39 @@ def test_answers_after_other_prompts_are_shown_for_every_state() -> None:
     found = words(render_muse(*run(model("ngdiff", knowmem_zero_shot=0.44))))
     table = found.split("The same questions after other prompts")[1].split("ROUGE-L recall")[0]
     assert all(title in table for title in ("KnowMem, no examples", "KnowMem, examples of kept texts", "Utility, no examples"))
-    assert table.count("0.110 0.220 0.330") == 3  # target, retrained model, the method as selected
+    assert table.count("0.110 0.220 0.330") == 4  # target, retrained model, the method as selected and stopped
     assert table.count("0.440 0.220 0.330") == 1  # and after its last epoch
 
 
-def test_a_method_that_never_reaches_the_level_says_so() -> None:
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        ("selected", "No epoch has a KnowMem at or below the retrained model's: ga, lossnorm."),
+        ("stopped", "The forget texts look familiar to the end: ga, lossnorm."),
+    ],
+)
+def test_methods_that_never_meet_a_rule_are_named(rule: str, sentence: str) -> None:
+    methods = {name: model(name) for name in ("ngdiff", "ga", "lossnorm")}
+    methods["ga"][rule] = methods["lossnorm"][rule] = None
+    found = words(render_muse(*run(*methods.values())))
+    assert sentence in found
+    assert found.count(f"{rule}, epoch") == 3  # of NGDiff, in three tables
+
+
+def test_without_validation_texts_nothing_is_said_of_stopping() -> None:
     ngdiff = model("ngdiff")
-    ngdiff["selected"] = None
-    assert "last epoch, none selected" in words(render_muse(*run(ngdiff)))
+    ngdiff["stopped"] = None
+    del ngdiff["method"]["looks"]["stopped"]
+    html = render_muse(*run(ngdiff))
+    assert "familiar to the end" not in html
+    assert "attack on validation texts" not in html
 
 
 def test_folds_are_drawn_from_the_target_on() -> None:
     html = render_muse(*run(model("ngdiff"), model("ga")))
     assert html.count("utility against texts forgotten: ngdiff from 0.700 to 0.300, ga from 0.700 to 0.300") == 2
-    assert "forget KnowMem against epoch: ngdiff from 0.800 to 0.267" in html
+    assert "forget KnowMem against step: ngdiff from 0.800 to 0.267" in html
+    assert "attack on validation texts, AUC against step: ngdiff from 0.900 to 0.300" in html
 
 
 def test_a_run_without_folds_or_ngdiff() -> None:
@@ -103,7 +133,8 @@ def test_tags_balance_bytes_are_equal_and_nothing_is_loaded() -> None:
 def test_hostile_text_is_escaped_and_visible(where: str) -> None:
     subject = model(HOSTILE if where == "name" else "ngdiff")
     row = {"prompt": HOSTILE, "truth": HOSTILE, "generation": HOSTILE, "f1": 0.1, "recall": 0.1}
-    subject["selected"]["rows"] = dict.fromkeys(("passages", "forget", "seen"), [row] * 9)
+    for state in ("selected", "stopped"):
+        subject[state]["rows"] = dict.fromkeys(("passages", "forget", "seen"), [row] * 9)
     html = render_muse(*run(subject))
     page = Page(html.encode().decode())
     assert not {"script", "img"} & {tag for tag, _ in page.elements}

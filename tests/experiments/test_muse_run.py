@@ -2,8 +2,10 @@
 
 import csv
 import json
+import shutil
 import sys
 from dataclasses import replace
+from html import unescape
 from io import StringIO
 from pathlib import Path
 from statistics import fmean
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 
 from experiments import model_stages
@@ -26,6 +29,7 @@ from experiments.muse.summary import summarize
 from experiments.muse.table import results_table
 from ngdiff.errors import UserError
 from ngdiff.files import read_json
+from ngdiff.lm import loading
 from ngdiff.progress import Progress
 from ngdiff.rules import _registry
 
@@ -50,7 +54,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     splits = {"raw": ("forget", "retain1", "retain2", "holdout"), "verbmem": ("forget",)}
     splits |= {
-        "privleak": ("forget", "retain", "holdout"),
+        "privleak": ("forget", "retain", "holdout", "validation"),
         "knowmem": ("forget_qa", "retain_qa", "forget_qa_icl", "retain_qa_icl"),
     }
     for config, names in splits.items():
@@ -118,32 +122,74 @@ def test_what_a_run_leaves(finished: Path) -> None:
     assert "<script" not in page
 
 
-def test_both_states_of_a_method(finished: Path, corpus: Path) -> None:
-    """The first epoch at or below the retrained model's KnowMem, and the last one; a look an epoch."""
+def test_all_states_of_a_method(finished: Path) -> None:
+    """The first epoch at or below the retrained model's KnowMem, the first look with the attack at chance, the last one."""
     found = results(finished)
     level = found["models"][1]["metrics"]["knowmem"]
     for model in found["models"][2:]:
         looks = model["method"]["looks"]
-        assert len(looks) == SMALL["unlearn_epochs"]
-        assert looks[-1]["knowmem"] == pytest.approx(model["metrics"]["knowmem"], rel=1e-12)
-        first = next((i for i, look in enumerate(looks, 1) if look["knowmem"] <= level), None)
-        assert (model["selected"] or {"epoch": None})["epoch"] == first
-        if first is not None:
-            assert model["selected"]["metrics"]["knowmem"] == pytest.approx(looks[first - 1]["knowmem"], rel=1e-12)
+        epoch, steps = looks["selected"][0]["step"], model["method"]["steps"]
+        assert [look["step"] for look in looks["selected"]] == [epoch, 2 * epoch] == [epoch, steps]
+        last = looks["stopped"][-1]["step"]
+        assert [look["step"] for look in looks["stopped"]] == list(range(1, last + 1))  # an epoch has fewer than 12 steps
+        assert last == steps or model["stopped"]  # no look is taken that would say nothing new
+        assert looks["selected"][-1]["knowmem"] == pytest.approx(model["metrics"]["knowmem"], rel=1e-12)
+        for state, name, least in (("selected", "knowmem", level), ("stopped", "auc", 0.5)):
+            first = next((look for look in looks[state] if look[name] <= least), None)
+            assert (model[state] or {"epoch": None})["epoch"] == (first and first["step"] / epoch)
+        if model["selected"]:
+            first = next(look for look in looks["selected"] if look["knowmem"] <= level)
+            assert model["selected"]["metrics"]["knowmem"] == pytest.approx(first["knowmem"], rel=1e-12)
+    assert any(model["stopped"] for model in found["models"][2:])
 
 
-def test_where_no_epoch_reaches_the_level_none_is_selected(
+def test_a_stopped_state_is_that_of_its_step(finished: Path) -> None:
+    """The weights that were kept give the attack that was seen."""
+    made = MuseRun(Settings(**read_yaml(finished)), finished, Progress(Console(quiet=True)), jobs=1)
+    folder = next(path for path in (finished / "stages").glob("unlearn-*/stopped"))
+    looks = read_json(folder.parent / "looks.json")["stopped"]
+    seen = next(look["auc"] for look in looks["looks"] if look["step"] == looks["kept"])
+    assert made._familiarity(loading.load_model(folder, made.device, models.PUBLISHED))["auc"] == seen
+
+
+def read_yaml(folder: Path) -> Any:
+    found = yaml.safe_load((folder / "config.yaml").read_text())
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+
+
+def test_the_attack_that_stops_reads_other_texts_than_the_evaluation(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made, read = run(tmp_path, corpus), []
+    monkeypatch.setattr(muse_run, "min_k", lambda reader, texts: read.append(texts) or [0.0])
+    assert made._familiarity(None) == {"auc": 0.5}
+    assert read == [made.data.members["forget"], made.data.validation]
+    assert not set(made.data.validation) & set(made.data.members["holdout"])
+
+
+def test_where_no_rule_is_met_no_state_is_kept(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(muse_run, "fmean", lambda values: fmean(values) - 2)  # the level is then below every KnowMem
-    monkeypatch.setattr(MuseRun, "_look", lambda self, model: {"knowmem": 0.5})
+    monkeypatch.setattr(MuseRun, "_knowledge", lambda self, model: {"knowmem": 0.5})
+    monkeypatch.setattr(MuseRun, "_familiarity", lambda self, model: {"auc": 0.51})
     found = run(tmp_path, corpus, fold_methods=()).run()
-    assert all(model["selected"] is None for model in found["models"])
+    assert all(model["selected"] is None and model["stopped"] is None for model in found["models"])
     assert found["folds"] == []
-    assert "last epoch, none selected" in (tmp_path / "report.html").read_text()
     console = Console(record=True, width=100, file=StringIO())
     console.print(results_table(found))
-    assert "no epoch at or below" in console.export_text()
+    for printed in (console.export_text(), unescape((tmp_path / "report.html").read_text())):
+        text = " ".join(printed.split())
+        assert "No epoch has a KnowMem at or below the retrained model's: ngdiff, ga." in text
+        assert "The forget texts look familiar to the end: ngdiff, ga." in text
+
+
+def test_without_validation_texts_no_state_is_stopped(corpus: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "corpus"
+    shutil.copytree(corpus, plain)
+    (plain / "privleak" / "validation.jsonl").unlink()
+    found = run(tmp_path / "run", plain, fold_methods=(), methods=("ga",)).run()
+    assert [set(model["method"]["looks"]) for model in found["models"][2:]] == [{"selected"}]
+    assert found["models"][2]["stopped"] is None
+    assert "familiar to the end" not in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_folds_unlearn_more_at_once_or_one_after_the_other(finished: Path) -> None:
@@ -179,12 +225,12 @@ def test_two_runs_of_one_command_are_identical(finished: Path, corpus: Path, tmp
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes(), name
 
 
-def test_summary_has_both_states_and_the_folds(finished: Path, tmp_path: Path) -> None:
+def test_summary_has_all_states_and_the_folds(finished: Path, tmp_path: Path) -> None:
     rows = summarize([finished], tmp_path)
     written = list(csv.DictReader((tmp_path / "runs.csv").read_text().splitlines()))
     assert [(row["model"], row["state"]) for row in written] == [(row["model"], row["state"]) for row in rows]
     models_ = results(finished)["models"]
-    assert len(rows) == len(models_) + sum(model["selected"] is not None for model in models_)
+    assert len(rows) == len(models_) + sum(model[state] is not None for model in models_ for state in ("selected", "stopped"))
     assert float(written[0]["knowmem"]) == models_[0]["metrics"]["knowmem"]
     folds = list(csv.DictReader((tmp_path / "folds.csv").read_text().splitlines()))
     assert [int(row["texts"]) for row in folds] == [2, 4, 6, 8] * 2
@@ -323,12 +369,12 @@ def test_other_prompts_that_do_not_fit_are_refused(corpus: Path, tmp_path: Path,
         made._check_lengths()
 
 
-def test_the_first_epoch_at_or_below_the_level_is_kept() -> None:
+def test_the_first_look_at_or_below_the_level_is_kept() -> None:
     kept: dict[str, float] | None = None
     found = []
     for value in (0.5, 0.31, 0.3, 0.1):
         look = {"knowmem": value}
-        if muse_run._first_at_or_below(0.3, look, kept):
+        if muse_run._first("knowmem", 0.3, look, kept):
             kept = look
         found.append(kept)
     assert found == [None, None, {"knowmem": 0.3}, {"knowmem": 0.3}]
