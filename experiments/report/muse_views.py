@@ -61,15 +61,17 @@ def headline(models: Marked) -> dict[str, Any] | None:
 
 
 def scatters(models: Marked) -> list[Markup]:
-    """Utility against knowledge and against leakage, each method as selected."""
+    """Utility against knowledge, each method as selected, and against leakage, each as stopped."""
     names, marks = [model["name"] for model, _ in models], [mark for _, mark in models]
-    utility = Axis("utility (higher is better)", _values(models, "utility"), (0, 1))
     leak = [None if value is None else max(PRIVLEAK_ENDS[0], min(value, PRIVLEAK_ENDS[1])) for value in _privleak(models)]
-    pairs = (
-        (Axis("forget KnowMem (lower is better)", _values(models, "knowmem"), (0, 1)), utility),
-        (Axis("PrivLeak, cut at ±100 (0 is best)", leak, PRIVLEAK_ENDS), utility),
-    )
-    drawn = [scatter(names, marks, x, y) for x, y in pairs]
+    axes = {
+        "selected": Axis("forget KnowMem (lower is better)", _values(models, "selected", "knowmem"), (0, 1)),
+        "stopped": Axis("PrivLeak, cut at ±100 (0 is best)", leak, PRIVLEAK_ENDS),
+    }
+    drawn = [
+        scatter(names, marks, x, Axis(f"utility, {rule} (higher is better)", _values(models, rule, "utility"), (0, 1)))
+        for rule, x in axes.items()
+    ]
     return [figure for figure in drawn if figure is not None]
 
 
@@ -122,15 +124,15 @@ def samples(models: Marked, name: str, shown: int, unfolded: int) -> dict[str, A
     return views.samples(renamed, name, shown, unfolded)
 
 
-def shown(model: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The metrics of the state that is shown: as selected, or after the whole budget where nothing was."""
-    return (model["selected"] or model)["metrics"]
+def shown(model: Mapping[str, Any], rule: str = "selected") -> Mapping[str, Any]:
+    """The metrics of the state that a rule has kept, or after the whole budget where it has kept none."""
+    return (model[rule] or model)["metrics"]
 
 
-def _values(models: Marked, name: str) -> list[float | None]:
-    return [finite(shown(model)[name]) for model, _ in models]
+def _values(models: Marked, rule: str, name: str) -> list[float | None]:
+    return [finite(shown(model, rule)[name]) for model, _ in models]
 
 
 def _privleak(models: Marked) -> list[float | None]:
     # Against itself the retrained model leaks nothing.
-    return [0.0 if m["kind"] == "reference" else finite(shown(m)["privleak"]) for m, _ in models]
+    return [0.0 if m["kind"] == "reference" else finite(shown(m, "stopped")["privleak"]) for m, _ in models]
