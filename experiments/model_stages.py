@@ -122,7 +122,7 @@ class ModelStages:
         watch: Callable[[Any], Mapping[str, Monitor]] | None = None,
         prefix: str = "unlearn",
     ) -> Path:
-        """Folder of a model after unlearning, with its steps, what ended them, how long they took and what a monitor saw.
+        """Folder of a model after unlearning, with its steps, what ended them, how long they took and what monitors saw.
 
         Args:
             start: folder or hub id of the model before.

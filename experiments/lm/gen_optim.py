@@ -78,8 +78,9 @@ class GenOptimizer:
         A step whose gradients or losses are not finite is not taken, as in `TwoTaskOptimizer`: the package leaves that to its
         user.
         """
-        zeros = [torch.zeros_like(p) for p in self.parameters]  # of a task that the rule does not read
-        retain, forget = (self.gradients.pop(task, zeros) for task in TASKS)
+        for task in set(TASKS) - set(self.rule.tasks):  # which the rule does not read
+            self.gradients.setdefault(task, [torch.zeros_like(p) for p in self.parameters])
+        retain, forget = self.gradients["retain"], self.gradients["forget"]
         gram = Gram(_dot(retain, retain), _dot(forget, forget), _dot(retain, forget))
         c_r, c_f = self.rule(gram, Losses(*(loss.double() for loss in losses)))
         for p, r, f in zip(self.parameters, retain, forget, strict=True):

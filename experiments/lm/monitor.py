@@ -15,7 +15,7 @@ class Monitor:
         every: steps from one look to the next; the last of the planned steps is looked at too.
         look: from a model to what is measured of it, cheap enough to be done often.
         better: whether a look is better than that of the state kept so far, None in the beginning; without it no state is kept.
-        once: whether the first state that is kept is the last look too.
+        until_kept: whether the look at which a state is kept is the last one.
 
     Attributes:
         looks: of every look the step and what was measured.
@@ -27,9 +27,9 @@ class Monitor:
         every: int,
         look: Callable[[Any], Look],
         better: Callable[[Look, Look | None], bool] | None = None,
-        once: bool = False,
+        until_kept: bool = False,
     ):
-        self.every, self.look, self.better, self.once = every, look, better, once
+        self.every, self.look, self.better, self.until_kept = every, look, better, until_kept
         self.looks: list[dict[str, float]] = []
         self.step: int | None = None
         self._best: Look | None = None
@@ -37,7 +37,7 @@ class Monitor:
 
     def __call__(self, model: Any, step: int, steps: int) -> None:
         """Look, if it is time, at the model as it is after `step` of `steps` steps; leaves it in training mode."""
-        if step == 0 or (step % self.every and step < steps) or (self.once and self.step is not None):
+        if step == 0 or (step % self.every and step < steps) or (self.until_kept and self.step is not None):
             return
         model.eval()
         found = self.look(model)

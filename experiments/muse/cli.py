@@ -11,7 +11,9 @@ from ngdiff.command_line import quiet, split
 
 
 def muse(
-    data: Annotated[str, typer.Option(help="'synthetic', 'hub' (muse-bench/MUSE-News, -Books), or a folder.")] = "synthetic",
+    data: Annotated[
+        str, typer.Option(help="'synthetic', 'hub' (muse-bench/MUSE-News, -Books), or a folder with their files.")
+    ] = "synthetic",
     corpus: Annotated[str, typer.Option(help="news or books.")] = "news",
     model: Annotated[
         str | None, typer.Option(help="Hub id or folder of a pretrained model. Default: train from scratch.")

@@ -105,8 +105,8 @@ def load(source: Source, with_folds: bool) -> MuseData:
         with_folds: read the splits for scalability and sustainability too, where the source has them.
 
     Raises:
-        UserError: a split is missing, empty or malformed; a forget text is in another split too; questions that are evaluated
-            are among the shots; folds are not nested or not disjoint.
+        UserError: a split is missing, empty or malformed; a forget or a validation text is in another split too; questions
+            that are evaluated are among the shots; folds are not nested or not disjoint.
     """
     reader = _Reader(source)
     forget, retain, seen, holdout = (reader.texts("raw", split) for split in ("forget", "retain1", "retain2", "holdout"))
@@ -114,10 +114,10 @@ def load(source: Source, with_folds: bool) -> MuseData:
         _refuse_shared(forget, others, "a forget text is in another split too")
     passages, forget_knowledge, seen_knowledge = reader.passages(), reader.knowledge("forget"), reader.knowledge("retain")
     members = {split: reader.texts("privleak", split) for split in ("forget", "retain", "holdout")}
-    validation = reader.texts("privleak", "validation") if source.validated else ()
-    for others in (members["holdout"], validation):
-        _refuse_shared(members["forget"], others, "a forget text is in another split too")
-    _refuse_shared(members["holdout"], validation, "a holdout text is in another split too")
+    validation = reader.texts("privleak", "validation") if source.has_validation else ()
+    _refuse_shared(members["forget"], members["holdout"], "a forget text is in another split too")
+    for others in (forget, retain, seen, *members.values()):
+        _refuse_shared(validation, others, "a validation text is in another split too")
     folds = reader.folds() if with_folds and source.folds else {}
     return MuseData(
         forget, retain, seen, holdout, passages, forget_knowledge, seen_knowledge, members, validation, folds, reader.sha256

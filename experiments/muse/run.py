@@ -39,7 +39,7 @@ from ngdiff.progress import Progress
 
 TARGET, RETRAINED = "target", "retrained"
 SELECTED, STOPPED = "selected", "stopped"  # states of an unlearned model that are kept: by MUSE's rule, and by familiarity
-LOOKS = 6  # at the familiarity of the forget texts, in an epoch: near the end it changes by half of its range in one
+LOOKS = 6  # at familiarity in an epoch, or a few more: near the end it changes by half of its range in one
 # Of models from scratch: what it takes to know every text by heart, and to find its facts by the question. Noise on the
 # weights, and Muon in the place of AdamW, leave less to be lost when unlearning changes them for the sake of other texts.
 TRAINING = replace(FROM_SCRATCH, epochs=12, batch=8, lr=4e-3, optimizer="muon", noise=0.06)
@@ -146,7 +146,8 @@ class MuseRun:
         """Trained on the texts, or the pretrained model's own."""
         if self.settings.model is None:
             # The holdout too: a tokenizer that knows the words of the others alone would tell them apart for the attacks.
-            texts = [text.text for text in (*self.data.train, *self.data.holdout)]
+            unseen = dict.fromkeys((*self.data.holdout, *self.data.validation))  # most have the second among the first
+            texts = [text.text for text in (*self.data.train, *unseen)]
             return models.train_tokenizer(texts, models.SIZES[self.settings.size].vocabulary)
         tokenizer = loading.load_tokenizer(self.settings.model)
         if tokenizer.eos_token_id is None:
@@ -210,12 +211,12 @@ class MuseRun:
         """What looks at a model while it unlearns, and keeps the first state that has forgotten.
 
         MUSE's rule asks what the model answers, after each epoch, and takes the retrained model's KnowMem for its `level`. The
-        other asks how familiar the forget texts look beside texts that no model has seen, several times in an epoch; it needs
-        no retrained model.
+        other one is ours and needs no retrained model. It asks how familiar the forget texts look beside texts that no model
+        has seen, several times in an epoch, and ends where they look no more familiar: the attack's AUC is that of chance.
         """
         found = {SELECTED: Monitor(epoch, self._knowledge, partial(_first, "knowmem", level))}
         if self.data.validation:
-            found[STOPPED] = Monitor(max(1, epoch // LOOKS), self._familiarity, partial(_first, "auc", CHANCE), once=True)
+            found[STOPPED] = Monitor(max(1, epoch // LOOKS), self._familiarity, partial(_first, "auc", CHANCE), until_kept=True)
         return found
 
     def _knowledge(self, model: Any) -> Look:
@@ -271,7 +272,7 @@ class MuseRun:
         method, reference = self.settings.chosen()[name], self.begun(RETRAINED)[1]
         final = self._evaluate(f"{name}, last epoch", folder)
         entry = self._entry(name, "method", final, reference)
-        looks, stopped = read_json(folder / "looks.json"), read_json(folder / "stopping.json")
+        looks, ended = read_json(folder / "looks.json"), read_json(folder / "stopping.json")
         records = read_lines(folder / "metrics.jsonl")
         entry["method"] = {
             "rule": method.rule,
@@ -279,16 +280,15 @@ class MuseRun:
             "retain": method.retain,
             "base": method.base,
             "learning_rate": method.lr,
-            "steps": stopped["steps"],
+            "steps": ended["steps"],
             "skipped_steps": sum(not record["finite"] for record in records),
             "looks": {monitor: found["looks"] for monitor, found in looks.items()},
         }
         epoch = looks[SELECTED]["looks"][0]["step"]
-        for monitor, found in looks.items():
+        for rule, found in looks.items():
             if found["kept"] is not None:
-                kept = self._evaluate(f"{name}, {monitor}", folder / monitor)
-                metrics = summary(kept, reference)
-                entry[monitor] = {"epoch": found["kept"] / epoch, "metrics": metrics, "rows": kept.rows()}
+                kept = self._evaluate(f"{name}, {rule}", folder / rule)
+                entry[rule] = {"epoch": found["kept"] / epoch, "metrics": summary(kept, reference), "rows": kept.rows()}
         return entry
 
     def _write(self, results: dict[str, Any], steps: list[dict[str, Any]], trained: Sequence[Path]) -> dict[str, Any]:

@@ -20,14 +20,14 @@ class Source(Protocol):
     Attributes:
         name: for messages.
         folds: whether there are the configs `scal` and `sust`.
-        validated: whether there is `privleak/validation`, which is not MUSE's: texts that no model sees, to decide by during a
-            run, so that `privleak/holdout` is left to the evaluation.
+        has_validation: whether there is `privleak/validation`, which is not MUSE's: texts that no model sees, to decide by
+            during a run, so that `privleak/holdout` is left to the evaluation.
         orderly: whether folds must be nested and disjoint, and shots not evaluated. The hub's rows are taken as they are.
     """
 
     name: str
     folds: bool
-    validated: bool
+    has_validation: bool
     orderly: bool
 
     def rows(self, config: str, split: str) -> list[RawRow]: ...
@@ -45,7 +45,7 @@ class Folder:
         self.folds = corpus == NEWS
         if not os.path.isdir(path):  # which is False, and no error, for a name that the system refuses
             raise UserError(f"--data: {path!r} is not a folder; give a folder of MUSE json files, 'hub' or 'synthetic'")
-        self.validated = any(path.is_file() for path in self._paths("privleak", "validation"))
+        self.has_validation = any(path.is_file() for path in self._paths("privleak", "validation"))
 
     def _paths(self, config: str, split: str) -> list[Path]:
         return [self.path / config / f"{split}{suffix}" for suffix in SUFFIXES]
@@ -60,7 +60,7 @@ class Hub:
 
     name = HUB
     orderly = False
-    validated = False
+    has_validation = False
 
     def __init__(self, corpus: str):
         self.hub_id = HUB_IDS[corpus]
@@ -75,7 +75,7 @@ class Synthetic:
 
     name = SYNTHETIC
     folds = True
-    validated = True
+    has_validation = True
     orderly = True
 
     def __init__(self, seed: int):

@@ -19,7 +19,7 @@ METRICS = (
     *("verbmem", "knowmem", "utility", "privleak", "auc", "verbmem_recall", "knowmem_recall", "utility_recall"),
     *("knowmem_zero_shot", "knowmem_kept_shots", "utility_zero_shot"),
 )
-COLUMNS = ("corpus", "seed", "model", "state", "base", "learning_rate", "steps", "skipped_steps", *METRICS)
+COLUMNS = ("corpus", "seed", "model", "state", "epoch", "base", "learning_rate", "steps", "skipped_steps", *METRICS)
 FOLD_COLUMNS = ("corpus", "seed", "method", "kind", "fold", "texts", *METRICS)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 PANELS = (("utility", "utility (more is better)"), ("knowmem", "forget KnowMem (less is better)"))
@@ -36,7 +36,7 @@ def summarize(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]:
         One row a model, state and run, with the columns of runs.csv.
 
     Raises:
-        UserError: a folder holds no finished run of MUSE.
+        UserError: a folder holds no finished run of MUSE, or one of an earlier version.
     """
     runs = [_read(folder) for folder in folders]
     rows = [row for results, _ in runs for row in _rows(results)]
@@ -93,7 +93,10 @@ def _panel(axes: Axes, folds: Sequence[Mapping[str, Any]], name: str, start: Seq
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not is_run(folder) or not (folder / "manifest.json").is_file():
         raise UserError(f"{folder}: no finished run of MUSE; give output folders of `experiments muse`")
-    return read_json(folder / "results.json"), read_json(folder / "manifest.json")
+    results = read_json(folder / "results.json")
+    if any("stopped" not in model for model in results["models"]):
+        raise UserError(f"{folder}: of an earlier version, whose PrivLeak is of other texts; run it again in a new folder")
+    return results, read_json(folder / "manifest.json")
 
 
 def _rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -102,7 +105,7 @@ def _rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         method = model["method"] or {}
         common = _common(results) | {"model": model["name"]}
         common |= {name: method.get(name, "") for name in ("base", "learning_rate", "steps", "skipped_steps")}
-        rows += [common | {"state": state} | _metrics(metrics) for state, metrics in states(model)]
+        rows += [common | {"state": s.name, "epoch": s.epoch} | _metrics(s.metrics) for s in states(model)]
     return rows
 
 

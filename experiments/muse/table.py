@@ -25,8 +25,8 @@ def results_table(results: Mapping[str, Any]) -> Table:
     for name in COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for model in results["models"]:
-        for state, metrics in states(model):
-            _add(table, model["name"], state, metrics)
+        for state in states(model):
+            _add(table, model["name"], state.title, state.metrics)
     return table
 
 

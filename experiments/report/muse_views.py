@@ -1,7 +1,7 @@
 """What the page of a MUSE run shows, taken from the data as it is stored."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -13,35 +13,62 @@ KINDS = {"scalability": "Scalability: more to forget at once", "sustainability":
 PRIVLEAK_ENDS = (-100.0, 100.0)
 
 
-def states(model: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Name and metrics of each state of a model: of a method those that were kept, if any were, and the last one."""
+class State(NamedTuple):
+    """A state of a model: what kept it ("" where nothing had to), after how many epochs (None after all), its metrics."""
+
+    name: str
+    epoch: float | None
+    metrics: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """For a table."""
+        return self.name if self.epoch is None else f"{self.name}, epoch {self.epoch:.3g}"
+
+
+class Rule(NamedTuple):
+    """What a rule looks at while a model unlearns: key in a look, title of a plot, what to say where it is never met."""
+
+    key: str
+    title: str
+    unmet: str
+
+
+# Key of a state in results.json -> the rule that keeps it.
+RULES = {
+    "selected": Rule("knowmem", "forget KnowMem", "KnowMem is above the retrained model's after every epoch"),
+    "stopped": Rule("auc", "attack on validation texts, AUC", "The attack's AUC is above one half at every look"),
+}
+
+
+def states(model: Mapping[str, Any]) -> list[State]:
+    """Those of a method that were kept, if any were, and the last one; of another model the only one."""
     if model["kind"] != "method":
-        return [("", model["metrics"])]
-    found = [
-        (f"{rule}, epoch {model[rule]['epoch']:.3g}", model[rule]["metrics"]) for rule in ("selected", "stopped") if model[rule]
-    ]
-    return [*found, ("last epoch", model["metrics"])]
+        return [State("", None, model["metrics"])]
+    kept = [State(rule, model[rule]["epoch"], model[rule]["metrics"]) for rule in RULES if model[rule]]
+    return [*kept, State("last epoch", None, model["metrics"])]
 
 
 def never(models: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence for each rule that some methods have not met."""
-    asked = {
-        "selected": "No epoch has a KnowMem at or below the retrained model's",
-        "stopped": "The forget texts look familiar to the end",
-    }
     found = []
-    for rule, sentence in asked.items():
-        names = [m["name"] for m in models if m["method"] and rule in m["method"]["looks"] and not m[rule]]
-        found += [f"{sentence}: {', '.join(names)}."] if names else []
+    for name, rule in RULES.items():
+        names = [m["name"] for m in models if m["method"] and name in m["method"]["looks"] and not m[name]]
+        found += [f"{rule.unmet}: {', '.join(names)}."] if names else []
     return found
+
+
+def stopping(models: Marked) -> bool:
+    """Whether there were validation texts, to stop by."""
+    return any("stopped" in model["method"]["looks"] for model, _ in models if model["method"])
 
 
 def table(models: Marked) -> list[dict[str, Any]]:
     """One line a model and state."""
     return [
-        {"model": model, "mark": mark, "state": state, "metrics": metrics}
+        {"model": model, "mark": mark, "state": state.title, "metrics": state.metrics}
         for model, mark in models
-        for state, metrics in states(model)
+        for state in states(model)
     ]
 
 
@@ -61,16 +88,19 @@ def headline(models: Marked) -> dict[str, Any] | None:
 
 
 def scatters(models: Marked) -> list[Markup]:
-    """Utility against knowledge, each method as selected, and against leakage, each as stopped."""
+    """Utility against knowledge, each method as selected, and against leakage, each as stopped if that was asked."""
     names, marks = [model["name"] for model, _ in models], [mark for _, mark in models]
-    leak = [None if value is None else max(PRIVLEAK_ENDS[0], min(value, PRIVLEAK_ENDS[1])) for value in _privleak(models)]
-    axes = {
-        "selected": Axis("forget KnowMem (lower is better)", _values(models, "selected", "knowmem"), (0, 1)),
-        "stopped": Axis("PrivLeak, cut at ±100 (0 is best)", leak, PRIVLEAK_ENDS),
-    }
+    second = "stopped" if stopping(models) else "selected"
+    leak = [
+        None if value is None else max(PRIVLEAK_ENDS[0], min(value, PRIVLEAK_ENDS[1])) for value in _privleak(models, second)
+    ]
+    axes = (
+        ("selected", Axis("forget KnowMem (lower is better)", _values(models, "selected", "knowmem"), (0, 1))),
+        (second, Axis("PrivLeak, cut at ±100 (0 is best)", leak, PRIVLEAK_ENDS)),
+    )
     drawn = [
-        scatter(names, marks, x, Axis(f"utility, {rule} (higher is better)", _values(models, rule, "utility"), (0, 1)))
-        for rule, x in axes.items()
+        scatter(names, marks, x, Axis("utility (higher is better)", _values(models, rule, "utility"), (0, 1)))
+        for rule, x in axes
     ]
     return [figure for figure in drawn if figure is not None]
 
@@ -78,14 +108,14 @@ def scatters(models: Marked) -> list[Markup]:
 def looks(models: Marked) -> list[Markup]:
     """What was seen of each method while it unlearned, by step: forget KnowMem, and how familiar the forget texts were."""
     drawn = []
-    for rule, name, title in (("selected", "knowmem", "forget KnowMem"), ("stopped", "auc", "attack on validation texts, AUC")):
+    for name, rule in RULES.items():
         lines = []
         for model, mark in models:
-            seen = (model["method"] or {"looks": {}})["looks"].get(rule, [])
+            seen = (model["method"] or {"looks": {}})["looks"].get(name, [])
             if seen:
-                lines.append((model["name"], mark, [(float(look["step"]), finite(look[name])) for look in seen]))
+                lines.append((model["name"], mark, [(float(look["step"]), finite(look[rule.key])) for look in seen]))
         if lines:
-            drawn.append(series("step", title, lines))
+            drawn.append(series("step", rule.title, lines))
     return drawn
 
 
@@ -115,7 +145,7 @@ def _fold_figure(
 
 
 def samples(models: Marked, name: str, shown: int, unfolded: int) -> dict[str, Any]:
-    """What the models wrote, in the state of the scatter plots: rows evenly spread, shown and to be unfolded."""
+    """What the models wrote, each method as selected: rows evenly spread, shown and to be unfolded."""
     renamed = []
     for model, mark in models:
         rows = (model["selected"] or model)["rows"][name]
@@ -133,6 +163,6 @@ def _values(models: Marked, rule: str, name: str) -> list[float | None]:
     return [finite(shown(model, rule)[name]) for model, _ in models]
 
 
-def _privleak(models: Marked) -> list[float | None]:
+def _privleak(models: Marked, rule: str) -> list[float | None]:
     # Against itself the retrained model leaks nothing.
-    return [0.0 if m["kind"] == "reference" else finite(shown(m, "stopped")["privleak"]) for m, _ in models]
+    return [0.0 if m["kind"] == "reference" else finite(shown(m, rule)["privleak"]) for m, _ in models]

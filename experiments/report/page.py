@@ -82,7 +82,7 @@ def render_muse(results: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], 
     """The report of a MUSE run as HTML, in the same way.
 
     Args:
-        results: settings, the models with their metrics in both states and what they wrote, and the points of the folds.
+        results: settings, the models with their metrics in all states and what they wrote, and the points of the folds.
         steps: records of all unlearning steps, in order, each with the name of its method.
         manifest: what the run ran on.
     """
@@ -95,6 +95,7 @@ def render_muse(results: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], 
         numbered=False,
         lines=muse_views.table(models),
         never=muse_views.never(results["models"]),
+        stopping=muse_views.stopping(models),
         headline=muse_views.headline(models),
         scatters=muse_views.scatters(models),
         looks=muse_views.looks(models),

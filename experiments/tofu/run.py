@@ -38,7 +38,7 @@ from ngdiff.progress import Progress
 from ngdiff.stopping import forget_target
 
 BEFORE, REFERENCE = "before", "retain-only"
-KEPT = "kept"  # name of the state that `keep_best` asks for
+KEPT = "kept"  # name of the monitor, and of the state that it keeps where `keep_best` asks for one
 
 
 class TofuRun:

@@ -196,8 +196,13 @@ class TaskLoss:
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 
+    @torch.no_grad()
+    def value(self, numbers: Sequence[int], parts: int = 2) -> Tensor:
+        """The loss that `backward` returns, shape (), without gradients."""
+        return torch.stack([self._loss(part) * share for part, share in self._parts(numbers, parts)]).sum()
+
     def probe(self, numbers: Sequence[int], parts: int = 2) -> Tensor:
-        """The same loss without gradients, shape (), in float32 also on a GPU."""
+        """The same, but in float32 also on a GPU."""
         return torch.stack([self._loss(part, exact=True) * share for part, share in self._parts(numbers, parts)]).sum()
 
     def _parts(self, numbers: Sequence[int], parts: int) -> list[tuple[list[int], float]]:

@@ -212,19 +212,22 @@ def test_forget_text_in_another_split(folder: Path, split: str) -> None:
     assert message.endswith(f"raw/{split}.json:9 too; remove one of the two")
 
 
-@pytest.mark.parametrize("split", ["holdout", "validation"])
-def test_member_among_the_texts_held_out(folder: Path, split: str) -> None:
+def test_member_among_the_texts_held_out(folder: Path) -> None:
     text = synthetic.rows("privleak", "forget")[4]["text"]
-    edit(folder, "privleak", split, 6, lambda row: row.update(text=text))
+    edit(folder, "privleak", "holdout", 6, lambda row: row.update(text=text))
     assert "privleak/forget.json:5: a forget text is in another split too, found " in refusal(folder)
 
 
-def test_validation_text_that_is_evaluated(folder: Path) -> None:
-    text = synthetic.rows("privleak", "holdout")[1]["text"]
+@pytest.mark.parametrize(
+    ("config", "split"),
+    [("raw", "forget"), ("raw", "retain1"), ("raw", "retain2"), ("privleak", "forget"), ("privleak", "holdout")],
+)
+def test_validation_text_that_is_trained_on_or_evaluated(folder: Path, config: str, split: str) -> None:
+    text = synthetic.rows(config, split)[1]["text"]
     edit(folder, "privleak", "validation", 3, lambda row: row.update(text=text))
     message = refusal(folder)
-    assert "privleak/holdout.json:2: a holdout text is in another split too, found " in message
-    assert message.endswith("privleak/validation.json:3 too; remove one of the two")
+    assert f"privleak/validation.json:3: a validation text is in another split too, found {text[:60]!r} at " in message
+    assert message.endswith("json:2 too; remove one of the two")
 
 
 def test_validation_texts_can_be_missing(folder: Path) -> None:

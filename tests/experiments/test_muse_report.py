@@ -1,4 +1,4 @@
-"""The page of a MUSE run: both states of a method, untrusted text stays text, tags balance, equal input gives equal bytes."""
+"""The page of a MUSE run: all states of a method, untrusted text stays text, tags balance, equal input gives equal bytes."""
 
 import re
 from copy import deepcopy
@@ -68,8 +68,8 @@ def test_all_states_of_a_method_are_shown() -> None:
     found = words(render_muse(*run(model("ngdiff", knowmem=0.0))))
     for state in ("selected, epoch 2 ", "stopped, epoch 2.4 ", "last epoch "):
         assert found.count(state) == 3  # in the benchmark's table, in that of other prompts, in that of recall
-    assert "No epoch has" not in found
-    assert "familiar to the end" not in found
+    assert "after every epoch" not in found
+    assert "at every look" not in found
     lead = found.split("Results")[0]
     assert all(text in lead for text in ("50.0%", "0.800", "0.125"))  # as selected: utility 0.35 of 0.7
 
@@ -85,8 +85,8 @@ def test_answers_after_other_prompts_are_shown_for_every_state() -> None:
 @pytest.mark.parametrize(
     ("rule", "sentence"),
     [
-        ("selected", "No epoch has a KnowMem at or below the retrained model's: ga, lossnorm."),
-        ("stopped", "The forget texts look familiar to the end: ga, lossnorm."),
+        ("selected", "KnowMem is above the retrained model's after every epoch: ga, lossnorm."),
+        ("stopped", "The attack's AUC is above one half at every look: ga, lossnorm."),
     ],
 )
 def test_methods_that_never_meet_a_rule_are_named(rule: str, sentence: str) -> None:
@@ -101,7 +101,7 @@ def test_each_plot_shows_the_state_of_its_rule() -> None:
     ngdiff, ga = model("ngdiff"), model("ga", privleak=60.0, utility=0.2, knowmem=0.05)
     ga["selected"] = ga["stopped"] = None
     html = render_muse(*run(ngdiff, ga))
-    knowledge, leakage = re.findall(r'aria-label="(utility, [^"]*)"', html)
+    knowledge, leakage = re.findall(r'aria-label="(utility \(higher[^"]*)"', html)
     assert "ngdiff (0.125, 0.350), ga (0.0500, 0.200)" in knowledge
     assert "ngdiff (3.00, 0.700), ga (60.0, 0.200)" in leakage
 
@@ -111,8 +111,11 @@ def test_without_validation_texts_nothing_is_said_of_stopping() -> None:
     ngdiff["stopped"] = None
     del ngdiff["method"]["looks"]["stopped"]
     html = render_muse(*run(ngdiff))
-    assert "familiar to the end" not in html
-    assert "attack on validation texts" not in html
+    assert "stopped" not in html
+    assert "one half" not in html
+    assert "Methods are shown as selected, and" in html
+    _, leakage = re.findall(r'aria-label="(utility \(higher[^"]*)"', html)
+    assert "ngdiff (-98.0, 0.350)" in leakage
 
 
 def test_folds_are_drawn_from_the_target_on() -> None:

@@ -178,8 +178,8 @@ def test_where_no_rule_is_met_no_state_is_kept(corpus: Path, tmp_path: Path, mon
     console.print(results_table(found))
     for printed in (console.export_text(), unescape((tmp_path / "report.html").read_text())):
         text = " ".join(printed.split())
-        assert "No epoch has a KnowMem at or below the retrained model's: ngdiff, ga." in text
-        assert "The forget texts look familiar to the end: ngdiff, ga." in text
+        assert "KnowMem is above the retrained model's after every epoch: ngdiff, ga." in text
+        assert "The attack's AUC is above one half at every look: ngdiff, ga." in text
 
 
 def test_without_validation_texts_no_state_is_stopped(corpus: Path, tmp_path: Path) -> None:
@@ -189,7 +189,20 @@ def test_without_validation_texts_no_state_is_stopped(corpus: Path, tmp_path: Pa
     found = run(tmp_path / "run", plain, fold_methods=(), methods=("ga",)).run()
     assert [set(model["method"]["looks"]) for model in found["models"][2:]] == [{"selected"}]
     assert found["models"][2]["stopped"] is None
-    assert "familiar to the end" not in (tmp_path / "run" / "report.html").read_text()
+    assert "stopped" not in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_runs_of_an_earlier_version_are_refused_in_a_summary(finished: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    found = results(finished)
+    for model in found["models"]:
+        del model["stopped"]
+    (old / "results.json").write_text(json.dumps(found))
+    shutil.copy(finished / "manifest.json", old)
+    with pytest.raises(UserError, match="old: of an earlier version, whose PrivLeak is of other texts; run it again"):
+        summarize([finished, old], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_folds_unlearn_more_at_once_or_one_after_the_other(finished: Path) -> None:
@@ -265,12 +278,21 @@ def test_models_that_are_given_are_not_trained(finished: Path, corpus: Path, tmp
     assert [model["metrics"] for model in published["models"]] == [model["metrics"] for model in first["models"]]
 
 
-def test_the_tokenizer_knows_the_holdout_too(corpus: Path, tmp_path: Path) -> None:
-    """Else words of the holdout alone would break into more pieces, which an attack takes for membership."""
-    made = run(tmp_path, corpus)
-    texts = [text.text for part in (made.data.forget, made.data.retain, made.data.seen, made.data.holdout) for text in part]
-    expected = models.train_tokenizer(texts, TINY.vocabulary)
-    assert made.tokenizer.get_vocab() == expected.get_vocab()
+@pytest.mark.parametrize("both", [False, True])
+def test_the_tokenizer_knows_what_no_model_sees_too(corpus: Path, tmp_path: Path, both: bool) -> None:
+    """Else words of these alone would break into more pieces, which an attack takes for membership. In the generator's corpus
+    the validation texts are in the holdout too, and count once.
+    """
+    folder = tmp_path / "corpus"
+    shutil.copytree(corpus, folder)
+    held_out, validation = synthetic.rows("raw", "holdout")[: COUNTS["raw"]], synthetic.rows("privleak", "validation")
+    validation = validation[: COUNTS["privleak"]]
+    write(folder, "raw", "holdout", held_out + validation if both else held_out)
+    made = run(tmp_path / "run", folder)
+    texts = [text.text for part in (made.data.forget, made.data.retain, made.data.seen) for text in part]
+    texts += [row["text"] for row in held_out + validation]
+    assert made.tokenizer.get_vocab() == models.train_tokenizer(texts, TINY.vocabulary).get_vocab()
+    assert made.tokenizer.get_vocab() != models.train_tokenizer(texts[:-6], TINY.vocabulary).get_vocab()
 
 
 def test_unlearning_sees_rows_of_the_asked_length(corpus: Path, tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ def test_a_loss_in_parts_is_that_of_the_whole_batch(
     torch.testing.assert_close(loss, expected.detach(), **TOLERANCE)
     with torch.no_grad():
         torch.testing.assert_close(task.probe(numbers, parts), expected.detach(), **TOLERANCE)
+    again = task.value(numbers, parts)
+    assert torch.equal(again, loss) and not again.requires_grad  # to the bit: the same passes
     largest = max(g.abs().max().item() for g in gradients if g is not None)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         mine = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
