@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from rich.console import Console
+from safetensors.torch import load_file
 
 from experiments import model_stages
 from experiments.cli import main
@@ -29,7 +29,6 @@ from experiments.muse.summary import summarize
 from experiments.muse.table import results_table
 from ngdiff.errors import UserError
 from ngdiff.files import read_json
-from ngdiff.lm import loading
 from ngdiff.progress import Progress
 from ngdiff.rules import _registry
 
@@ -143,18 +142,25 @@ def test_all_states_of_a_method(finished: Path) -> None:
     assert any(model["stopped"] for model in found["models"][2:])
 
 
-def test_a_stopped_state_is_that_of_its_step(finished: Path) -> None:
-    """The weights that were kept give the attack that was seen."""
-    made = MuseRun(Settings(**read_yaml(finished)), finished, Progress(Console(quiet=True)), jobs=1)
-    folder = next(path for path in (finished / "stages").glob("unlearn-*/stopped"))
-    looks = read_json(folder.parent / "looks.json")["stopped"]
-    seen = next(look["auc"] for look in looks["looks"] if look["step"] == looks["kept"])
-    assert made._familiarity(loading.load_model(folder, made.device, models.PUBLISHED))["auc"] == seen
+def test_a_stopped_state_is_that_of_its_step(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look after every step, and chance at the last one of the first epoch: where a run of one epoch ends."""
+    looks: list[int] = []
 
+    def familiarity(self: MuseRun, model: Any) -> dict[str, float]:
+        looks.append(0)
+        return {"auc": 0.5 if len(looks) == 5 else 0.9}
 
-def read_yaml(folder: Path) -> Any:
-    found = yaml.safe_load((folder / "config.yaml").read_text())
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    monkeypatch.setattr(MuseRun, "_familiarity", familiarity)
+    ga = {"methods": ("ga",), "fold_methods": ()}
+    found = run(tmp_path / "two", corpus, **ga).run()["models"][2]
+    assert (found["stopped"]["epoch"], len(looks)) == (1.0, 5)
+    run(tmp_path / "one", corpus, unlearn_epochs=1, **ga).run()
+    kept, last, short = (
+        load_file(next((tmp_path / name / "stages").glob(f"unlearn-*/{where}model.safetensors")))
+        for name, where in (("two", "stopped/"), ("two", ""), ("one", ""))
+    )
+    assert all(torch.equal(kept[name], short[name]) for name in kept)
+    assert not all(torch.equal(kept[name], last[name]) for name in kept)
 
 
 def test_the_attack_that_stops_reads_other_texts_than_the_evaluation(
