@@ -57,7 +57,7 @@ def register(name: str) -> Callable[[R], R]:
         name: small letters, digits and hyphens, so that it can stand in a command and in the name of a file.
 
     Raises:
-        ValueError: another rule has that name, or it has other characters.
+        ValueError: another rule has that name, or it has other characters; or the rule's `tasks` names none, or another task.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise ValueError(f"register: rule name {name!r}; take small letters, digits and hyphens, e.g. 'my-rule'")
@@ -65,6 +65,10 @@ def register(name: str) -> Callable[[R], R]:
     def add(rule: R) -> R:
         if name in _RULES:
             raise ValueError(f"register: rule name {name!r} is taken by {_RULES[name].__name__}; choose another")
+        if isinstance(rule.tasks, str) or not set(rule.tasks) or set(rule.tasks) - set(Rule.tasks):
+            raise ValueError(
+                f"register: {rule.__name__}.tasks = {rule.tasks!r}; name the tasks that it reads, e.g. {Rule.tasks}"
+            )
         _RULES[name] = rule
         return rule
 

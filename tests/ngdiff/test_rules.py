@@ -298,6 +298,21 @@ def test_the_registry_of_the_test_before_is_gone():
     assert "sum" not in rules.names()
 
 
+@pytest.mark.parametrize("tasks", ["retain", (), ("retain", "keep")])
+def test_register_refuses_a_rule_that_reads_no_task_there_is(registry, tasks):
+    """With a string each letter would be a task: the optimizer would wait for none, and combine nothing."""
+
+    class Odd(rules.GA):
+        pass
+
+    Odd.tasks = tasks
+    with pytest.raises(
+        ValueError, match=r"register: Odd\.tasks = .*; name the tasks that it reads, e\.g\. \('retain', 'forget'\)"
+    ):
+        rules.register("odd")(Odd)
+    assert "odd" not in rules.names()
+
+
 def test_register_refuses_a_taken_name(registry):
     with pytest.raises(ValueError, match="rule name 'ngdiff' is taken by NGDiff; choose another"):
         rules.register("ngdiff")(rules.GA)
