@@ -65,7 +65,7 @@ def register(name: str) -> Callable[[R], R]:
     def add(rule: R) -> R:
         if name in _RULES:
             raise ValueError(f"register: rule name {name!r} is taken by {_RULES[name].__name__}; choose another")
-        if isinstance(rule.tasks, str) or not set(rule.tasks) or set(rule.tasks) - set(Rule.tasks):
+        if not set(rule.tasks) or set(rule.tasks) - set(Rule.tasks):
             raise ValueError(
                 f"register: {rule.__name__}.tasks = {rule.tasks!r}; name the tasks that it reads, e.g. {Rule.tasks}"
             )
