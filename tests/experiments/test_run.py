@@ -101,8 +101,10 @@ def test_metrics_have_one_line_a_step(finished: Path) -> None:
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [(line["method"], line["step"]) for line in lines] == [("ngdiff", 0), ("ngdiff", 1), ("ga", 0), ("ga", 1)]
     # Equal batches: before the first step both methods see the same losses and gradients.
-    same = ("retain_loss", "forget_loss", "norm_forget")
-    assert [lines[0][name] for name in same] == [lines[2][name] for name in same]
+    for name in ("retain_loss", "forget_loss"):
+        assert lines[0][name] == lines[2][name]
+    # Beside a gradient of zeros, as GA's retain task has, the CPU sums in float64, and else in float32: see `ngdiff_kernels.cpu.gram`.
+    assert lines[2]["norm_forget"] == pytest.approx(lines[0]["norm_forget"], rel=4e-6)
     assert (lines[2]["norm_retain"], lines[2]["cosine"]) == (None, None)  # which GA does not read
     assert lines[0]["c"] == pytest.approx(
         lines[0]["norm_forget"] / (lines[0]["norm_retain"] + lines[0]["norm_forget"]), rel=1e-12
