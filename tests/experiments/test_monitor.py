@@ -125,9 +125,7 @@ def test_two_monitors_keep_a_state_each(model: Any, encoder: Encoder, examples: 
         return {"looks": float(len(seen))}
 
     early = Monitor(2, look, lambda found, best: best is None)
-    late = Monitor(
-        3, look, lambda found, best: found["looks"] > 2, until_kept=True
-    )  # at its second look, which is the fifth of all
+    late = Monitor(3, look, lambda found, best: found["looks"] > 2, until_kept=True)  # its second look, the fifth of all
     run(model, examples, encoder.pad, early, late)
     assert [look["step"] for look in early.looks] == [2, 4, 6, 7]
     assert [look["step"] for look in late.looks] == [3, 6]
