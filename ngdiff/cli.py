@@ -49,7 +49,7 @@ def unlearn(
     base: Annotated[str, typer.Option(help="sgd, momentum or adamw.")] = "adamw",
     lr: Annotated[str, typer.Option(help="auto, or a learning rate.")] = "auto",
     epochs: Annotated[int, typer.Option(help="Passes over the rows to forget at most.")] = 20,
-    batch: Annotated[int, typer.Option(help="Rows of each task at once.")] = 8,
+    batch: Annotated[int, typer.Option(help="Rows of each task that a process reads at once.")] = 8,
     accumulate: Annotated[int, typer.Option(help="Such batches a step.")] = 1,
     length: Length = None,
     template: Template = "auto",
@@ -83,12 +83,19 @@ def unlearn(
     save_every: Annotated[
         int | None, typer.Option(help="Steps between checkpoints, from which the same command goes on when interrupted.")
     ] = None,
+    fsdp: Annotated[
+        bool, typer.Option("--fsdp", help="Of several processes, each keeps a share of the weights, not a copy.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, and print what the run would need.")] = False,
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
-    """Make a model forget rows and keep others, and write it to a folder that AutoModelForCausalLM loads."""
+    """Make a model forget rows and keep others, and write it to a folder that AutoModelForCausalLM loads.
+
+    Under torchrun, torchrun --nproc-per-node 4 -m ngdiff unlearn ..., the processes share each step, and the first one writes.
+    """
     command_line.quiet()
+    from ngdiff import processes
     from ngdiff.command.inputs import Reading
     from ngdiff.command.settings import Settings
     from ngdiff.command.unlearn import Unlearning
@@ -99,9 +106,11 @@ def unlearn(
         batch=batch, accumulate=accumulate, seed=seed, stop_forget=stop_forget, retain_budget=retain_budget,
         check_every=check_every, held_out=held_out, lora=lora, gradient_checkpointing=gradient_checkpointing, bf16=bf16,
         bf16_gradients=bf16_gradients, refusal=refusal, eval_rows=eval_rows, new_tokens=new_tokens, save_every=save_every,
+        fsdp=fsdp,
     )  # fmt: skip
     reading = Reading(template, length, Trust(allow_pickle, trust_remote_code))
-    Unlearning(model, forget, retain, out, settings, reading).run(Console(), dry_run)
+    with processes.launched():
+        Unlearning(model, forget, retain, out, settings, reading).run(Console(quiet=not processes.is_first()), dry_run)
 
 
 @app.command()
@@ -122,6 +131,7 @@ def evaluate(
 ) -> None:
     """Compare models on rows to forget and rows to keep: how likely, how much by heart, what they say."""
     command_line.quiet()
+    from ngdiff import processes
     from ngdiff.command.compare import Comparison
     from ngdiff.command.inputs import Reading
     from ngdiff.lm.loading import Trust
@@ -131,7 +141,8 @@ def evaluate(
     comparison = Comparison(
         models | {"model": ("--model", model)}, forget, retain, holdout, reading, rows, new_tokens, bf16, out
     )
-    comparison.run(Console())
+    with processes.launched():
+        comparison.run(Console(quiet=not processes.is_first()))
 
 
 @app.command()

@@ -6,21 +6,19 @@ all-reduce of three numbers. Losses are averaged over the ranks, in the same all
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from ngdiff.flat import Segment
+from ngdiff.processes import in_use
 
 if TYPE_CHECKING:  # torch may have been built without it
     from torch.distributed import ProcessGroup
-
-T = TypeVar("T")
 
 # What accelerate calls them -> why two gradients cannot be had from them.
 REFUSED = {
@@ -140,7 +138,7 @@ class Ranks:
             self._device = segment.theta.device
             if isinstance(segment, ShardedSegment) and segment.mesh not in meshes:
                 meshes.append(segment.mesh)
-        if not _in_use():
+        if not in_use():
             return
         if meshes:
             self.sharded = True
@@ -172,57 +170,19 @@ class Ranks:
         return self.sum(values / self.size)
 
 
-class RankError(RuntimeError):
-    """Another rank has failed: its number, and the first line of its message."""
-
-
-@contextmanager
-def together() -> Iterator[None]:
-    """Around what some ranks may fail at, such as writing a file: all leave it when all are done, and all fail or none.
-
-    Raises:
-        RankError: another rank has failed.
-    """
-    failure: Exception | None = None
-    try:
-        yield
-    except Exception as error:
-        failure = error
-    if _in_use():
-        lines = (str(failure).strip() or type(failure).__name__).splitlines()
-        found: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, None if failure is None else lines[0])
-        if failure is None and any(found):
-            rank, line = next((rank, line) for rank, line in enumerate(found) if line)
-            raise RankError(f"rank {rank}: {line}")
-    if failure is not None:
-        raise failure
-
-
-def decided_by_first(decide: Callable[[], T]) -> T:
-    """What `decide` returns on rank 0, on all ranks; where it fails there, all fail.
-
-    Raises:
-        RankError: rank 0 has failed, and this is another.
-    """
-    found: list[Any] = [None]
-    with together():
-        if not _in_use() or dist.get_rank() == 0:
-            found = [decide()]
-    if _in_use():
-        dist.broadcast_object_list(found, src=0)
-    return cast(T, found[0])
-
-
-def _in_use() -> bool:
-    """Whether there may be other ranks than this one."""
-    return dist.is_available() and dist.is_initialized()
-
-
 def is_sharded(parameter: Tensor) -> bool:
     """Whether a parameter is a DTensor. Does not import what defines them: that takes a second, and whoever has one has it."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(parameter, module.DTensor)
+
+
+def gathered(model: nn.Module) -> dict[str, Tensor]:
+    """The `state_dict` of a model with whole tensors in the memory of the CPU, on each rank. One all-gather a split tensor."""
+
+    def whole(value: Any) -> Tensor:
+        return cast(Tensor, (value.full_tensor() if is_sharded(value) else value).detach().cpu())
+
+    return {name: whole(value) for name, value in model.state_dict().items()}
 
 
 def reshard() -> None:

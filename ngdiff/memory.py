@@ -55,17 +55,19 @@ class Estimate:
         seconds: of training, an estimate.
         probe: bytes of the weights that an automatic rate looks at, where they need a buffer of their own. It is there when
             activations are not.
+        whole: bytes of all weights, where training splits them and what comes before and after it does not.
     """
 
     parts: dict[str, int]
     activations: int
     seconds: float
     probe: int = 0
+    whole: int = 0
 
     @property
     def bytes(self) -> int:
         """At the peak."""
-        return sum(self.parts.values()) + max(self.activations, self.probe)
+        return max(sum(self.parts.values()) + max(self.activations, self.probe), self.whole)
 
     def lines(self) -> Iterator[str]:
         """For the terminal."""
@@ -74,6 +76,8 @@ class Estimate:
         yield _line("activations of one batch (an estimate)", _size(self.activations))
         if self.probe:
             yield _line("or, at another time, weights to try a rate with", _size(self.probe))
+        if self.whole:
+            yield _line("or, before and after training, all weights", _size(self.whole))
         yield _line("memory in all (about)", _size(self.bytes))
         yield _line("training time (an estimate, within a factor 3)", _duration(self.seconds))
 
@@ -128,8 +132,9 @@ def estimate(
     speed: float,
     gradient_dtype: torch.dtype | None = None,
     automatic: bool = False,
+    shards: int = 1,
 ) -> Estimate:
-    """What a run needs.
+    """What a run needs on each device.
 
     Args:
         model: its counts.
@@ -143,6 +148,7 @@ def estimate(
         gradient_dtype: of the optimizer.
         automatic: whether the rate sets itself, by probes: beside gradients that are narrower than the weights they need a
             buffer, at a time at which there are no activations.
+        shards: processes that split weights, gradients and states.
     """
     dtype = torch.bfloat16 if model.trained_itemsize == 2 else torch.float32
     states = state_shapes({"momentum": 0.0, "low_precision": "master"} | dict(base), dtype)
@@ -152,10 +158,12 @@ def estimate(
         f"two gradients of {model.trained:,} trained weights": 2 * model.trained * (gradient_dtype or dtype).itemsize,
     }
     parts |= {NAMES.get(name, name): model.trained * STATE for name, kind in states.items() if kind == "flat"}
+    whole = next(iter(parts.values())) if shards > 1 else 0
+    parts = {name: size // shards for name, size in parts.items()}
     operations = (8 if checkpointing else 6) * model.weights * tokens  # a weight and token: 2 forward, 4 backward
-    probe = model.trained * dtype.itemsize if automatic and gradient_dtype not in (None, dtype) else 0
+    probe = model.trained * dtype.itemsize // shards if automatic and gradient_dtype not in (None, dtype) else 0
     activations = _activations(model, batch * longest, computing.itemsize, checkpointing)
-    return Estimate(parts, activations, operations / speed, probe)
+    return Estimate(parts, activations, operations / speed, probe, whole)
 
 
 def _activations(model: Model, tokens: int, itemsize: int, checkpointing: bool) -> int:

@@ -19,6 +19,7 @@ from ngdiff.lm import loading
 from ngdiff.lm.data import Data
 from ngdiff.lm.devices import default_device
 from ngdiff.lm.evaluation import FORGET, NEW_TOKENS, RETAIN, ScoredRow, evaluate, summary
+from ngdiff.processes import alike, is_first
 from ngdiff.progress import Progress
 from ngdiff.text import number, visible
 
@@ -60,18 +61,19 @@ class Comparison:
         Raises:
             UserError: something of it cannot be used.
         """
-        inputs.check_positive(rows=self.rows, new_tokens=self.new_tokens)
-        if self.out is not None:
-            inputs.check_folder("--out", self.out)
-        sets = inputs.read_all(forget=self.forget, retain=self.retain, holdout=self.holdout)
-        sources = {name: inputs.prepare(option, model, sets, self.reading) for name, (option, model) in self.models.items()}
+        with alike():
+            inputs.check_positive(rows=self.rows, new_tokens=self.new_tokens)
+            if self.out is not None and is_first():
+                inputs.check_folder("--out", self.out)
+            sets = inputs.read_all(forget=self.forget, retain=self.retain, holdout=self.holdout)
+            sources = {name: inputs.prepare(option, model, sets, self.reading) for name, (option, model) in self.models.items()}
         for remark in dict.fromkeys(line for source in sources.values() for line in inputs.remarks(sets, source)):
             console.print(Text(remark))
         found = {name: self._evaluated(name, source, Progress(console)) for name, source in sources.items()}
         console.print(table({name: summary(one) for name, one in found.items()}))
         for text in side_by_side(found):
             console.print(text)
-        if self.out is not None:
+        if self.out is not None and is_first():
             self._write(self.out, sets, sources, found)
 
     def _evaluated(self, name: str, source: Source, progress: Progress) -> dict[str, list[ScoredRow]]:
@@ -80,7 +82,8 @@ class Comparison:
         with progress.spinner(f"evaluate {name}") as on_part:
             on_part("loading")
             dtype = torch.bfloat16 if self.bf16 else torch.float32
-            model = loading.load_model(source.name, default_device(), self.reading.trust, dtype, option)
+            with alike():
+                model = loading.load_model(source.name, default_device(), self.reading.trust, dtype, option)
             return evaluate(model, source.encoder, source.sample(self.rows), self.new_tokens, on_part)
 
     def _write(self, out: Path, sets: Mapping[str, Data], sources: Mapping[str, Source], found: Mapping[str, Found]) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from ngdiff import rules
+from ngdiff import processes, rules
 from ngdiff.command.inputs import check_positive
 from ngdiff.errors import UserError
+from ngdiff.lm.devices import default_device
 from ngdiff.lm.evaluation import NEW_TOKENS
 from ngdiff.lm.objectives import FORGET, RETAIN
 
@@ -38,7 +39,7 @@ class Settings:
         base: key of `BASES`.
         lr: "auto", "paper", or a number in text.
         epochs: passes over the rows to forget.
-        batch: rows a task that are read at once.
+        batch: rows a task that a process reads at once.
         accumulate: such batches a step.
         seed: of the order of rows, and of what else is random.
         stop_forget: stop where the mean probability of the answers to forget is at or below it; 0 takes all steps.
@@ -53,6 +54,7 @@ class Settings:
         eval_rows: rows of each set that are evaluated, before and after.
         new_tokens: length of a generation at most.
         save_every: steps between checkpoints, from which an interrupted run goes on; None writes none.
+        fsdp: of several processes, each keeps a share of weights, gradients and states, and not a copy.
     """
 
     rule: str = "ngdiff"
@@ -76,6 +78,7 @@ class Settings:
     eval_rows: int = 64
     new_tokens: int = NEW_TOKENS
     save_every: int | None = None
+    fsdp: bool = False
 
     def check(self) -> None:
         """Whether every value is one that can be used.
@@ -95,6 +98,7 @@ class Settings:
         except ValueError as error:
             raise UserError(f"--rule: {str(error).removeprefix('rule: ')}; see ngdiff rules") from None
         self._check_numbers()
+        self._check_processes()
         if self.lora is not None:
             _check_installed()
 
@@ -111,6 +115,23 @@ class Settings:
             raise UserError(f"--held-out: found {self.held_out}; give a share of the retain rows between 0 and 1, e.g. 0.1")
         if self.stop_forget is not None and not 0 <= self.stop_forget <= 1:
             raise UserError(f"--stop-forget: found {self.stop_forget}; give a probability from 0 to 1")
+
+    def _check_processes(self) -> None:
+        alone = processes.count() == 1
+        if self.bf16_gradients and (not self.bf16 or self.lora) and not alone:
+            raise UserError(
+                "--bf16-gradients: would round them before processes exchange them; leave it out, or train by --bf16"
+            )
+        if not self.fsdp:
+            return
+        if alone or default_device().type != "cuda":
+            raise UserError("--fsdp: found a single process or no GPU; start one process a GPU, with torchrun, or leave it out")
+        objectives = {"forget": FORGET[self.forget_objective], "retain": RETAIN[self.retain_objective]}
+        for task, objective in objectives.items():
+            if objective.reference:
+                raise UserError(f"--{task}-objective: compares with the model before, which --fsdp splits; leave one out")
+        if self.retain_budget is not None:
+            raise UserError("--retain-budget: keeps the best weights whole, which --fsdp splits; leave one out")
 
     @property
     def rate(self) -> float | str:
@@ -136,7 +157,7 @@ class Settings:
 
     def steps_between_looks(self, rows: int) -> int:
         """Steps between two looks whether to stop, of a run over so many rows to forget."""
-        steps = self.epochs * math.ceil(rows / (self.batch * self.accumulate))
+        steps = self.epochs * math.ceil(rows / (self.batch * self.accumulate * processes.count()))
         return self.check_every or max(1, steps // LOOKS)
 
     @property

@@ -1,6 +1,7 @@
 """The one place where `ngdiff unlearn` meets the Trainer."""
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +14,17 @@ from ngdiff import StoppingCriteria
 from ngdiff.checkpoints import CheckpointError
 from ngdiff.command.settings import BASES, Settings
 from ngdiff.errors import UserError
+from ngdiff.processes import count, said_once
 
 Rows = Sequence[Mapping[str, list[int]]]
+# FSDP2 with each layer by itself, in accelerate's words: the names of the arguments of TrainingArguments have changed.
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,8 @@ def train(
             on_step(state.global_step, state.max_steps)
 
     stopping = StoppingCriteria(settings.stop_forget or None, settings.retain_budget)
+    if settings.fsdp:
+        os.environ.update(SHARDED)
     with _explained(ValueError):  # of arguments, whose messages say what to give
         trainer = NGDiffTrainer(
             model,
@@ -97,9 +109,11 @@ def arguments(settings: Settings, folder: Path, gpu: bool) -> Any:
 
     return TrainingArguments(
         output_dir=str(folder),
+        use_cpu=count() > 1 and not gpu,  # else each of several processes on CPUs would train alone
         per_device_train_batch_size=settings.batch,
         gradient_accumulation_steps=settings.accumulate,
         num_train_epochs=settings.epochs,
+        ddp_find_unused_parameters=True,  # objectives that read activations leave layers out, and so do experts
         seed=settings.seed,
         lr_scheduler_type="constant",
         bf16=gpu and not settings.bf16,  # float32 weights compute in bfloat16; 16-bit ones do so anyway
@@ -121,7 +135,10 @@ def _finite(record: Mapping[str, float]) -> dict[str, float | None]:
 
 @contextmanager
 def _explained(*more: type[Exception]) -> Iterator[None]:
-    """What the user can mend, in one line. Of `more`, every message is one."""
+    """What the user can mend, in one line. Of `more`, every message is one.
+
+    Of several processes one may run out of memory by itself; the rest happens to all.
+    """
     plain: tuple[type[Exception], ...] = (CheckpointError, *more)
     try:
         yield
@@ -131,8 +148,8 @@ def _explained(*more: type[Exception]) -> Iterator[None]:
             "--bf16, or --bf16-gradients, or --lora"
         ) from None
     except plain as error:
-        raise UserError(str(error)) from None
+        raise said_once(str(error)) from None
     except RuntimeError as error:
         if "were not finite" not in str(error):
             raise
-        raise UserError(str(error)) from None
+        raise said_once(str(error)) from None

@@ -24,6 +24,7 @@ from ngdiff.command.inputs import Reading, Source
 from ngdiff.command.papers import card, ending, report
 from ngdiff.command.settings import BASES, Settings
 from ngdiff.command.training import Tasks, train
+from ngdiff.distributed import gathered, is_sharded
 from ngdiff.errors import UserError
 from ngdiff.files import read_json, write_json, write_text
 from ngdiff.lm import loading
@@ -33,6 +34,7 @@ from ngdiff.lm.devices import default_device
 from ngdiff.lm.evaluation import FORGET, RETAIN, evaluate, summary
 from ngdiff.lm.sources import file_hash
 from ngdiff.memory import Estimate
+from ngdiff.processes import alike, count, is_first
 from ngdiff.progress import Progress
 
 HELD_OUT = 256  # rows at most
@@ -100,10 +102,11 @@ class Unlearning:
             UserError: something of it cannot be used or done.
         """
         start = time.monotonic()
-        _check_alone()
-        self.settings.check()
-        inputs.check_folder("--out", self.out)
-        found = self._inputs()
+        with alike():
+            self.settings.check()
+            if is_first():
+                inputs.check_folder("--out", self.out)
+            found = self._inputs()
         for remark in inputs.remarks(found.sets, found.source):
             console.print(Text(remark))
         for line in self._announced(found):
@@ -115,7 +118,8 @@ class Unlearning:
             outcome = self._unlearned(found, work, Progress(console))
             console.print(table({name: outcome[name] for name in ("before", "after")}))
             console.print(Text(ending(outcome["stopping"])))
-            self._finish(work / "model", identity | outcome | {"seconds": round(time.monotonic() - start, 1)})
+            if is_first():
+                self._finish(work / "model", identity | outcome | {"seconds": round(time.monotonic() - start, 1)})
         console.print(Text(f"written: {self.out}"))
 
     # Before a weight is read
@@ -142,6 +146,8 @@ class Unlearning:
         for name, one in inputs.described(found.sets, found.source.sets).items():
             yield f"{name}: {one['rows']:,} rows of {one['kind']}, {one['tokens']:,} tokens, sha256 {one['sha256'][:12]}"
         yield f"held out of retain: {len(found.held_out):,} rows"
+        if count() > 1:
+            yield f"{count()} processes, a step has the batches of all"
         yield from self._estimate(found).lines()
 
     def _estimate(self, found: Inputs) -> Estimate:
@@ -150,7 +156,7 @@ class Unlearning:
             counted = memory.counted(self._adapted(loading.build(found.source.config, self.reading.trust, dtype)), dtype)
         computing = torch.bfloat16 if device.type == "cuda" else dtype
         lengths = [[len(row.example.ids) for row in rows] for rows in (found.source.sets[FORGET], found.retain)]
-        pairs = settings.epochs * len(lengths[0])
+        pairs = settings.epochs * len(lengths[0]) / count()
         return memory.estimate(
             counted,
             BASES[settings.base],
@@ -162,6 +168,7 @@ class Unlearning:
             speed=memory.measured_speed(device, computing),
             gradient_dtype=settings.gradient_dtype,
             automatic=isinstance(settings.rate, str),
+            shards=count() if settings.fsdp else 1,
         )
 
     @property
@@ -185,7 +192,8 @@ class Unlearning:
         model = {"name": _public_name(self.model), "state": loading.identity(self.model, found.source.config)}
         data = inputs.described(found.sets, found.source.sets)
         more = {"length": found.source.encoder.length, "template": found.source.encoder.qa.template}
-        return {"model": model, "data": data, "held_out": len(found.held_out), "settings": asdict(self.settings) | more}
+        settings = asdict(self.settings) | more
+        return {"model": model, "data": data, "held_out": len(found.held_out), "settings": settings, "processes": count()}
 
     # The run
 
@@ -193,7 +201,7 @@ class Unlearning:
         """The model in work/model, and what became of it."""
         torch.manual_seed(self.settings.seed)
         with progress.spinner("load the model"):
-            model = loading.load_model(self.model, default_device(), self.reading.trust, self._dtype)
+            model = self._loaded()
         before = self._figures(model, found, progress, "before")
         if self.settings.gradient_checkpointing:
             _checkpoint_activations(model)
@@ -201,15 +209,30 @@ class Unlearning:
         tokenizer = found.source.encoder.tokenizer
         with progress.task("unlearn") as on_step:
             trained = train(model, tokenizer, found.tasks, self.settings, work / "trainer", on_step)
-        gc.collect()  # the optimizer's states
+        model = self._whole(model)
+        gc.collect()  # the optimizer's states, and shards
         if self.settings.lora is not None:
             model = model.merge_and_unload()
         model.config.use_cache = getattr(found.source.config, "use_cache", True)  # the Trainer has turned it off
         after = self._figures(model, found, progress, "after")
-        with progress.spinner("save the model"):
-            model.save_pretrained(work / "model")
-            tokenizer.save_pretrained(work / "model")
+        if is_first():
+            with progress.spinner("save the model"):
+                model.save_pretrained(work / "model")
+                tokenizer.save_pretrained(work / "model")
         return {"before": before, "after": after, "stopping": trained.stopping, "logs": trained.logs}
+
+    def _loaded(self) -> Any:
+        with alike():
+            return loading.load_model(self.model, default_device(), self.reading.trust, self._dtype)
+
+    def _whole(self, model: Any) -> Any:
+        """With all weights in each process, if FSDP has split them."""
+        if not any(map(is_sharded, model.parameters())):
+            return model
+        weights = gathered(model)
+        whole = self._adapted(self._loaded())
+        whole.load_state_dict(weights)
+        return whole
 
     def _figures(self, model: Any, found: Inputs, progress: Progress, when: str) -> dict[str, dict[str, float]]:
         with progress.spinner(f"evaluate {when} unlearning") as on_part:
@@ -236,30 +259,19 @@ class Unlearning:
         os.replace(model, self.out)
 
 
-def _check_alone() -> None:
-    """Several of these would each unlearn the same rows and write the same folder."""
-    size = os.environ.get("WORLD_SIZE") or "1"
-    if size != "1":
-        raise UserError(
-            f"WORLD_SIZE: found {size}, and this command is one process; call it without a launcher, unset it if there is "
-            "none, or start a script with ngdiff.NGDiffTrainer by torchrun"
-        )
-
-
 @contextmanager
 def _workplace(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
     """A folder beside `out`, which outlives the run only where it holds a checkpoint to go on from.
+
+    Of several processes the first makes and removes it.
 
     Raises:
         UserError: it is left from another run, or cannot be made.
     """
     work = out.absolute().with_name(f".{out.absolute().name}.unfinished")
-    try:
-        _check_same(work, identity)
-        work.mkdir(parents=True, exist_ok=True)
-        write_json(work / SETTINGS, identity)
-    except OSError as error:
-        raise UserError(f"--out: {str(out)!r} cannot be written ({error.strerror}); give another folder") from None
+    with alike():
+        if is_first():
+            _make(work, out, identity)
     done = False
     try:
         yield work
@@ -269,8 +281,17 @@ def _workplace(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
             f"--out: {str(out)!r} cannot be written ({error.strerror}); make room, or give another folder"
         ) from None
     finally:
-        if done or not any(work.glob("trainer/checkpoint-*")):
+        if is_first() and (done or not any(work.glob("trainer/checkpoint-*"))):
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _make(work: Path, out: Path, identity: dict[str, Any]) -> None:
+    try:
+        _check_same(work, identity)
+        work.mkdir(parents=True, exist_ok=True)
+        write_json(work / SETTINGS, identity)
+    except OSError as error:
+        raise UserError(f"--out: {str(out)!r} cannot be written ({error.strerror}); give another folder") from None
 
 
 def _check_same(work: Path, identity: dict[str, Any]) -> None:

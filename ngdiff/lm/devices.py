@@ -6,7 +6,7 @@ import torch
 
 
 def default_device() -> torch.device:
-    """The first GPU, or the CPU."""
+    """The GPU of this process, which is the first unless a launcher has given it another, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -11,6 +11,7 @@ from ngdiff.lm.generation import greedy
 from ngdiff.lm.membership import Exposure, attacks, zlib_ratio
 from ngdiff.lm.rouge import rouge_recall
 from ngdiff.lm.scoring import Score, answer_scores
+from ngdiff.processes import shared_out
 
 FORGET, RETAIN, HOLDOUT = "forget", "retain", "holdout"
 NEW_TOKENS = 200  # of a generation at most, TOFU's
@@ -66,22 +67,25 @@ def evaluate(
 ) -> dict[str, list[ScoredRow]]:
     """Score and answer all rows of all sets at once, so that batches are full and well sorted.
 
+    Several processes share the rows out, and each has all results.
+
     Args:
-        model: of transformers, on its device.
+        model: of transformers, on its device; the same in all processes.
         encoder: that the rows were encoded with.
         sets: set name -> rows.
         new_tokens: length of a generation at most.
         on_part: called with the name of each part before it begins.
     """
-    rows = [row for members in sets.values() for row in members]
     pad, eos = encoder.qa.pad, encoder.qa.eos
-    on_part("scoring")
-    scores = answer_scores(model, [row.example for row in rows], pad, range(len(rows)))
-    on_part("generating")
-    generated = greedy(model, [row.prompt_ids for row in rows], eos, pad, new_tokens)
-    scored = iter(
-        [_scored(row, score, encoder.qa.decode(ids)) for row, score, ids in zip(rows, scores, generated, strict=True)]
-    )
+
+    def compute(rows: Sequence[Encoded]) -> list[ScoredRow]:
+        on_part("scoring")
+        scores = answer_scores(model, [row.example for row in rows], pad, range(len(rows)))
+        on_part("generating")
+        generated = greedy(model, [row.prompt_ids for row in rows], eos, pad, new_tokens)
+        return [_scored(row, score, encoder.qa.decode(ids)) for row, score, ids in zip(rows, scores, generated, strict=True)]
+
+    scored = iter(shared_out([row for members in sets.values() for row in members], compute))
     return {name: [next(scored) for _ in members] for name, members in sets.items()}
 
 

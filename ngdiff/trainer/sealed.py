@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ngdiff import checkpoints
 from ngdiff.checkpoints import CheckpointError
-from ngdiff.distributed import RankError, decided_by_first, together
+from ngdiff.processes import RankError, decided_by_first, together
 
 logger = logging.get_logger(__name__)
 TRAINER_STATE = "trainer_state.json"

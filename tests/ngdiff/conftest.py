@@ -1,10 +1,12 @@
-"""What the tests of the command line share."""
+"""What the tests of the command line and of several processes share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command import Called, make_inputs
+from ranks import Pool
 
 from ngdiff.lm import loading
 
@@ -20,6 +22,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def called(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Called:
     return Called(folder, capsys, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    pool = Pool(tmp_path_factory.mktemp("ranks"))
+    yield pool
+    pool.close()
 
 
 @pytest.fixture

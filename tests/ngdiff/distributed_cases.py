@@ -1,23 +1,15 @@
-"""What the ranks of the distributed tests run: the same training alone, under DDP, and under FSDP2.
-
-`Pool` keeps two processes alive, because starting one takes longer than any test.
-"""
+"""What the ranks of the distributed tests run: the same training alone, under DDP, and under FSDP2."""
 
 import contextlib
 import io
-import multiprocessing
-import os
-import traceback
 from collections.abc import Callable, Iterator
-from datetime import timedelta
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
+from ranks import SIZE
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -36,68 +28,8 @@ import ngdiff.checkpoints
 from ngdiff import TwoTaskOptimizer
 from ngdiff.distributed import refuse_deepspeed
 
-SIZE = 2
-PATIENCE = 60  # seconds; a case takes less than one
 INF = float("inf")
 ROWS = 8  # a batch; half of them a rank
-
-
-class Pool:
-    """Two processes with a process group of gloo, which run functions of this module."""
-
-    def __init__(self, folder: Path):
-        self._folder, self._starts = folder, 0
-        self._pipes: list[Connection] = []
-        self._processes: list[Any] = []
-
-    def run(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
-        """What the function returns on each rank.
-
-        Raises:
-            RuntimeError: it raised on one of them, or does not end.
-        """
-        if not self._processes:
-            self._start()
-        for pipe in self._pipes:
-            pipe.send((function, arguments, options))
-        answers = [pipe.recv() if pipe.poll(PATIENCE) else (False, "no answer") for pipe in self._pipes]
-        if failures := [answer for succeeded, answer in answers if not succeeded]:
-            self.close()  # one may still wait for the other; the next call starts anew
-            raise RuntimeError("\n".join(failures))
-        return [answer for _, answer in answers]
-
-    def close(self) -> None:
-        for process in self._processes:
-            process.terminate()
-            process.join()
-        self._pipes, self._processes = [], []
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._starts += 1
-        for rank in range(SIZE):
-            mine, theirs = context.Pipe()
-            store = str(self._folder / f"store-{self._starts}")
-            process = context.Process(target=serve, args=(rank, store, theirs), daemon=True)
-            process.start()
-            self._pipes.append(mine)
-            self._processes.append(process)
-
-
-def serve(rank: int, store: str, pipe: Connection) -> None:
-    """Run what comes through the pipe, forever."""
-    torch.set_num_threads(1)
-    # What torchrun would set and accelerate reads; the port is not used, for there is a process group already.
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(SIZE), MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=SIZE, timeout=timedelta(seconds=PATIENCE / 3)
-    )
-    while True:
-        function, arguments, options = pipe.recv()
-        try:
-            pipe.send((True, function(*arguments, **options)))
-        except Exception:
-            pipe.send((False, traceback.format_exc()))
 
 
 class Net(nn.Module):
@@ -487,7 +419,7 @@ def by_trainer(
     rows = {"forget_dataset": tiny.rows(16, 1), "retain_dataset": tiny.rows(24, 2)}
     trainer = ngdiff.NGDiffTrainer(model, arguments, **rows, **options)
     if sharded:
-        _shard(trainer, sharded)
+        shard(trainer, sharded)
     step = trainer.training_step
     trainer.training_step = lambda model, inputs, items: (  # type: ignore[method-assign]
         seen.append({task: part["input_ids"] for task, part in inputs.items()}),
@@ -502,7 +434,7 @@ def by_trainer(
     }  # fmt: skip
 
 
-def _shard(trainer: Any, saved: str) -> None:
+def shard(trainer: Any, saved: str) -> None:
     """FSDP2, which accelerate refuses on a CPU, so it is told afterwards; with this type of state in checkpoints."""
     from accelerate import FullyShardedDataParallelPlugin
     from accelerate.state import PartialState

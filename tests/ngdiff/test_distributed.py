@@ -28,13 +28,6 @@ BASES: dict[str, dict[str, Any]] = {
 BOUND = 1e-6
 
 
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory):
-    pool = cases.Pool(tmp_path_factory.mktemp("distributed"))
-    yield pool
-    pool.close()
-
-
 alone = functools.cache(lambda **options: cases.train("alone", **options))
 
 

@@ -308,13 +308,6 @@ def test_unlearn_refuses(called: Called, tmp_path: Path, changed: dict[str, Any]
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_several_processes_are_refused(called: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun does
-    refused(called("unlearn", out=tmp_path / "out"), "WORLD_SIZE: found 2, and this command is one process; call it without")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.usefixtures("no_weights")
 def test_a_folder_in_use_is_refused_before_anything_is_read(called: Called, folder: Path) -> None:
     refused(called("unlearn", out=folder, forget="no.jsonl"), "--out: '.*' is not empty; give a new folder")
 
