@@ -51,8 +51,8 @@ def said_by_the_first(found: list[tuple[int, str, str]], message: str) -> None:
 def assert_learned_alike(found: Path, expected: Path, start: Path, rounded: bool) -> None:
     """What two runs have changed is the same.
 
-    But for sums in another order, 3e-5 of it at most where it was measured; and for 16-bit weights near the middle of two, which
-    a sum in another order moves by a unit: those that differ were 0.08 of the change.
+    But for sums in another order, 3e-5 of it at most where it was measured; and for weights near the middle between two of 16
+    bits, which a sum in another order moves by a unit: those that differ were 0.08 of the change.
     """
     before, one, two = (torch.cat([value.flatten() for value in weights(path).values()]) for path in (start, expected, found))
     assert (two - one).norm() <= (0.2 if rounded else 1e-4) * (one - before).norm()
@@ -85,7 +85,8 @@ def test_torchrun_makes_the_model_that_one_process_makes(called: Called, folder:
 @pytest.mark.parametrize("options", [
     {"lora": 2}, {"bf16": True, "bf16_gradients": True}, {"gradient_checkpointing": True, "accumulate": 2},
     {"forget_objective": "rmu", "retain_objective": "activations", "gradient_checkpointing": True},
-    {"forget_objective": "npo", "retain_objective": "kl"}, {"retain_budget": 0.0055, "check_every": 1, "epochs": 8, "lr": "0.05"},
+    {"forget_objective": "npo", "retain_objective": "kl"},
+    {"retain_budget": 0.0055, "check_every": 1, "epochs": 8, "lr": "0.05"},
 ], ids=str)  # fmt: skip
 def test_what_one_process_can_two_can(
     called: Called, pool: Pool, folder: Path, tmp_path: Path, options: dict[str, Any]
