@@ -17,7 +17,8 @@ from command import Called, refused
 from ranks import SIZE, Pool
 from torch import Tensor
 
-from ngdiff import processes
+from ngdiff import memory, processes
+from ngdiff.command import unlearn
 from ngdiff.command.settings import Settings
 from ngdiff.errors import UserError
 from ngdiff.lm.loading import load_model
@@ -135,6 +136,24 @@ def test_an_evaluation_is_shared_out(called: Called, pool: Pool, folder: Path, t
             texts = ("prompt", "answer", "generation")
             assert [mine[text] for text in texts] == [theirs[text] for text in texts]
             assert mine["nll"] == pytest.approx(theirs["nll"], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_several_processes_take_fewer_steps_and_less_time(
+    called: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "measured_speed", lambda *_: 1e6)
+    seconds, looks = [], []
+    for size in (1, 2):
+        for module in (processes, unlearn):
+            monkeypatch.setattr(module, "count", lambda size=size: size)
+        _, output, _ = called("unlearn", out=tmp_path / "out", dry_run=True)
+        (found,) = re.findall(r"training time .*?([\d.]+) min\n", output)
+        seconds.append(float(found))
+        looks.append(Settings(epochs=100).steps_between_looks(64))
+    assert seconds[1] == pytest.approx(seconds[0] / 2, abs=1)  # whole minutes
+    assert seconds[1] > 10
+    assert looks == [16, 8]  # of 800 and 400 steps
 
 
 def test_more_processes_than_rows() -> None:
