@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
+
+from ngdiff.distributed import is_sharded, reshard
 
 STEPS = "steps"
 FORGOTTEN = "forget probability at or below the target"
@@ -18,7 +20,8 @@ class StoppingCriteria:
 
     The retain batch should be held out from the steps; the forget batch cannot be, for all of it is to be forgotten. Call
     `check` before the first step and every few steps from then on. The best checkpoint is the one of the lowest forget
-    probability among those whose retain loss was within the budget; its weights are kept on the CPU if there is a budget.
+    probability among those whose retain loss was within the budget; with a budget its weights are kept on the CPU: those that are
+    trained, and of a model that is split over processes the share of this one.
 
     Args:
         forget_target: stop where the mean answer probability on the forget rows is at or below it; the function of the same
@@ -85,7 +88,7 @@ class StoppingCriteria:
                 self._restore(model)
                 return True
             if self._best is None or forget_probability < self._best[0] or math.isnan(self._best[0]):
-                weights = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+                weights = {name: value.to("cpu", copy=True) for name, value in _changing(model).items()}
                 self._best = forget_probability, step, weights
         if self.forget_target is not None and forget_probability <= self.forget_target:
             self.fired = FORGOTTEN
@@ -96,7 +99,10 @@ class StoppingCriteria:
             self.fired = LOST
             return
         _, self.restored, weights = self._best
-        model.load_state_dict(weights)
+        for name, value in _changing(model).items():
+            value.copy_(weights[name])
+        if any(map(is_sharded, model.parameters())):
+            reshard()  # what was gathered for a forward pass is of the weights before
         self.fired = OVER_BUDGET
 
     def state_dict(self) -> dict[str, Any]:
@@ -111,6 +117,13 @@ class StoppingCriteria:
     def summary(self, steps: int) -> dict[str, Any]:
         """What a report says of the end of a run of `steps` steps."""
         return {"reason": self.fired or STEPS, "steps": steps, "restored_step": self.restored}
+
+
+def _changing(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> what is in use of this process, in place, of all that training changes."""
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    state = {name: value.detach() for name, value in model.state_dict().items() if name not in frozen}
+    return {name: cast(Any, value).to_local() if is_sharded(value) else value for name, value in state.items()}
 
 
 def forget_target(reference: float | None, paraphrases: float) -> float:

@@ -122,16 +122,8 @@ class Settings:
             raise UserError(
                 "--bf16-gradients: would round them before processes exchange them; leave it out, or train by --bf16"
             )
-        if not self.fsdp:
-            return
-        if alone or default_device().type != "cuda":
+        if self.fsdp and (alone or default_device().type != "cuda"):
             raise UserError("--fsdp: found a single process or no GPU; start one process a GPU, with torchrun, or leave it out")
-        objectives = {"forget": FORGET[self.forget_objective], "retain": RETAIN[self.retain_objective]}
-        for task, objective in objectives.items():
-            if objective.reference:
-                raise UserError(f"--{task}-objective: compares with the model before, which --fsdp splits; leave one out")
-        if self.retain_budget is not None:
-            raise UserError("--retain-budget: keeps the best weights whole, which --fsdp splits; leave one out")
 
     @property
     def rate(self) -> float | str:

@@ -14,7 +14,7 @@ from ngdiff import StoppingCriteria
 from ngdiff.checkpoints import CheckpointError
 from ngdiff.command.settings import BASES, Settings
 from ngdiff.errors import UserError
-from ngdiff.processes import count, said_once
+from ngdiff.processes import RankError, count, said_once
 
 Rows = Sequence[Mapping[str, list[int]]]
 # FSDP2 with each layer by itself, in accelerate's words: the names of the arguments of TrainingArguments have changed.
@@ -24,6 +24,7 @@ SHARDED = {
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_RESHARD_AFTER_FORWARD": "true",
     "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",  # each process has the whole model, which objectives may compare with
 }
 
 
@@ -139,7 +140,7 @@ def _explained(*more: type[Exception]) -> Iterator[None]:
 
     Of several processes one may run out of memory by itself; the rest happens to all.
     """
-    plain: tuple[type[Exception], ...] = (CheckpointError, *more)
+    plain: tuple[type[Exception], ...] = (CheckpointError, RankError, *more)
     try:
         yield
     except torch.OutOfMemoryError:

@@ -48,7 +48,7 @@ class SealedTrainer(Trainer):
         """For subclasses: called with the model as it was given, and the checkpoint that the run is about to go on from."""
 
     def complete(self, checkpoint: Path) -> None:
-        """For subclasses: put files of their own into a checkpoint, before it is sealed."""
+        """For subclasses: put files of their own into a checkpoint, before it is sealed. Called in each process."""
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -97,6 +97,7 @@ class SealedTrainer(Trainer):
         try:
             with together():  # each process writes its random state
                 super()._save_checkpoint(model, trial)
+                self.complete(self._staged / name)
                 if self.state.best_model_checkpoint == str(self._staged / name):  # each process will look there
                     self.state.best_model_checkpoint = str(run / name)
             with together():
@@ -116,7 +117,6 @@ class SealedTrainer(Trainer):
     def _publish(self, staged: Path, final: Path) -> None:
         if self.state.best_model_checkpoint == str(final):
             self.state.save_to_json(str(staged / TRAINER_STATE))
-        self.complete(staged)
         checkpoints.publish(staged, final)
         best = self.state.best_model_checkpoint
         checkpoints.rotate(final.parent, self.args.save_total_limit, Path(best) if best else None)

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from transformers.utils import logging
 
 from ngdiff import rules
+from ngdiff.checkpoints import CheckpointError
 from ngdiff.distributed import refuse_deepspeed
 from ngdiff.learning_rate import AutoLearningRate
 from ngdiff.lm.batches import spread
@@ -153,18 +154,14 @@ class NGDiffTrainer(SealedTrainer):
             raise ValueError("refusal_dataset: found none, and the forget objective teaches refusals; give one a forget row")
 
     def _check_sharded(self) -> None:
-        """Refuse what FSDP2 cannot do here yet, and would do wrong without a word."""
-        referring = any(objective.reference for objective in self.objectives.values())
-        found = {
-            # Before it is sharded the whole model may be on rank 0 alone.
-            "forget, retain: found an objective that compares with the model before unlearning": referring,
-            # Of the best weights a checkpoint would hold the shard of one rank.
-            "stopping: found a retain budget": self.stopping is not None and self.stopping.retain_budget is not None,
-        }
-        for what, holds in found.items():
-            if holds:
-                raise ValueError(f"{what}, which does not go with FSDP in this Trainer; leave it out, or use DDP")
-        kind = str(getattr(getattr(self.accelerator.state, "fsdp_plugin", None), "state_dict_type", ""))
+        """Refuse what FSDP2 cannot do here, and would do wrong without a word."""
+        plugin = self.accelerator.state.fsdp_plugin
+        if plugin.cpu_ram_efficient_loading and any(objective.reference for objective in self.objectives.values()):
+            raise ValueError(
+                "forget, retain: found an objective that compares with the model before unlearning, and "
+                "cpu_ram_efficient_loading, with which the first process alone has that model; set it to false"
+            )
+        kind = str(plugin.state_dict_type)
         stateless = self.optimizer_options["base"] == "sgd" and not self.optimizer_options["momentum"]
         if "FULL_STATE_DICT" in kind and stateless and self.args.save_strategy != "no":
             raise ValueError(
@@ -326,12 +323,22 @@ class NGDiffTrainer(SealedTrainer):
                 for part in _parts(task, objective):
                     self._said.ask(objective, rows[part], self.args.per_device_eval_batch_size)
         if self.stopping is not None and checkpoint is not None:
-            self._restore_stopping(checkpoint / STOPPING)
+            self._restore_stopping(checkpoint)
 
-    def _restore_stopping(self, file: Path) -> None:
+    def _stopping_file(self, rank: int) -> str:
+        """In a checkpoint. The best weights that a rank keeps are split as the model is."""
+        return STOPPING if not self.is_fsdp_enabled else f"stopping-{rank}-of-{self.args.world_size}.pt"
+
+    def _restore_stopping(self, checkpoint: Path) -> None:
         assert self.stopping is not None
+        file = checkpoint / self._stopping_file(self.args.process_index)
         if file.is_file():
             self.stopping.load_state_dict(torch.load(file, weights_only=True))
+        elif any(checkpoint.glob("stopping*.pt")):
+            raise CheckpointError(
+                f"{file}: missing, for the checkpoint is of another number of processes, whose best weights cannot be put "
+                "together; go on with as many"
+            )
         else:
             logger.warning(f"{file}: missing, for the run had no stopping criteria; they begin with this checkpoint")
 
@@ -347,8 +354,8 @@ class NGDiffTrainer(SealedTrainer):
 
     def complete(self, checkpoint: Path) -> None:
         """Put into a checkpoint what the stopping criteria have seen."""
-        if self.stopping is not None:
-            torch.save(self.stopping.state_dict(), checkpoint / STOPPING)
+        if self.stopping is not None and (self.is_fsdp_enabled or self.is_world_process_zero()):
+            torch.save(self.stopping.state_dict(), checkpoint / self._stopping_file(self.args.process_index))
 
     def should_stop(self) -> bool:
         """Whether a stopping criterion fires at the model as it is; one with a budget then restores the best weights."""

@@ -431,6 +431,7 @@ def by_trainer(
     return {
         "weights": weights(model), "seen": seen, "logs": logs, "rate": trainer.own_optimizer.param_groups[0]["lr"],
         "split": all(split) if sharded else any(split), "checks": trainer.stopping.checks if trainer.stopping else None,
+        "restored": trainer.stopping.restored if trainer.stopping else None,
     }  # fmt: skip
 
 

@@ -103,7 +103,11 @@ def test_what_one_process_can_two_can(
     assert ("best checkpoint restored" in manifest(whole)["stopping"]["reason"]) == ("retain_budget" in options)
 
 
-@pytest.mark.parametrize("options", [{}, {"lora": 2}, {"bf16": True}, {"gradient_checkpointing": True}], ids=str)
+@pytest.mark.parametrize("options", [
+    {}, {"lora": 2}, {"bf16": True}, {"gradient_checkpointing": True}, {"forget_objective": "npo", "retain_objective": "kl"},
+    {"retain_budget": 0.0055, "check_every": 1, "epochs": 8},
+    {"retain_budget": 0.0055, "check_every": 1, "epochs": 8, "lora": 2},
+], ids=str)  # fmt: skip
 def test_split_weights_are_put_together_again(
     called: Called, pool: Pool, folder: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -114,6 +118,7 @@ def test_split_weights_are_put_together_again(
     found = pool.run(cases.called, *asked, fault="fsdp")
     assert [status for status, _, _ in found] == [0, 0], found
     assert_learned_alike(shared, whole, folder / "model", rounded="bf16" in options)
+    assert manifest(shared)["stopping"] == manifest(whole)["stopping"]
     after = manifest(whole)["after"]["forget"]
     assert manifest(shared)["after"]["forget"] == pytest.approx(after, rel=0.05 if "bf16" in options else 1e-3)
 
@@ -292,14 +297,10 @@ def test_more_processes_than_gpus_are_refused(called: Called, monkeypatch: pytes
     [
         ({"bf16_gradients": True}, "--bf16-gradients: would round them before processes exchange them"),
         ({"bf16_gradients": True, "bf16": True, "lora": 2}, "--bf16-gradients: would round them"),
-        ({"fsdp": True, "forget_objective": "npo"}, "--forget-objective: compares with the model before, which --fsdp splits"),
-        ({"fsdp": True, "retain_objective": "kl"}, "--retain-objective: compares with the model before"),
-        ({"fsdp": True, "retain_budget": 0.5}, "--retain-budget: keeps the best weights whole, which --fsdp splits"),
     ],
 )
 def test_what_several_processes_cannot(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str) -> None:
     monkeypatch.setattr(processes, "count", lambda: 2)
-    monkeypatch.setattr("ngdiff.command.settings.default_device", lambda: torch.device("cuda"))
     with pytest.raises(UserError, match=message):
         Settings(**options).check()
 

@@ -52,6 +52,25 @@ def test_a_run_over_its_budget_goes_back_to_the_best_weights(loss):
     assert (stopping.fired, stopping.restored) == (OVER_BUDGET, 1)
 
 
+def test_weights_that_are_not_trained_are_not_kept():
+    """Beside adapters they would be nearly all; what is tied to a trained one, and buffers, are."""
+    model = nn.ModuleDict(
+        {"frozen": nn.Linear(2, 2), "trained": nn.Linear(2, 2), "tied": nn.Linear(2, 2), "norm": nn.BatchNorm1d(2)}
+    )
+    model["frozen"].requires_grad_(False)
+    model["tied"].weight = model["trained"].weight
+    stopping = StoppingCriteria(retain_budget=0.5)
+    assert not stopping.check(model, 0, 0.9, 0.1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert stopping.state_dict()["best"][2].keys() == {name for name in before if not name.startswith("frozen")}
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.add_(1)
+    assert stopping.check(model, 1, 0.5, 0.9)
+    for name, value in model.state_dict().items():
+        assert_bitwise_equal(value, before[name] + (1 if name.startswith("frozen") else 0))
+
+
 def test_a_run_that_begins_over_its_budget_has_nothing_to_restore():
     stopping = StoppingCriteria(retain_budget=0.5)
     assert run(stopping, [(0.9, 0.6)]) == (0, 0.0)

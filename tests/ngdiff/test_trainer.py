@@ -277,7 +277,7 @@ def fsdp(monkeypatch: pytest.MonkeyPatch) -> None:
     def made(self: Trainer) -> None:
         make(self)
         self.is_fsdp_enabled = True
-        plugin = SimpleNamespace(state_dict_type="StateDictType.FULL_STATE_DICT")
+        plugin = SimpleNamespace(state_dict_type="StateDictType.FULL_STATE_DICT", cpu_ram_efficient_loading=True)
         monkeypatch.setitem(self.accelerator.state._shared_state, "fsdp_plugin", plugin)
 
     monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", made)
@@ -289,11 +289,10 @@ def fsdp(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             {"forget": "npo"},
-            "forget, retain: found an objective that compares with the model before unlearning, which does not",
+            "forget, retain: found an objective that compares .*, and cpu_ram_efficient_loading, .* set it to false",
         ),
         ({"retain": "kl"}, "forget, retain: found an objective that compares"),
         ({"base": "sgd"}, "fsdp_config: found state_dict_type FULL_STATE_DICT, .*; give SHARDED_STATE_DICT, or momentum"),
-        ({"stopping": StoppingCriteria(retain_budget=1.0)}, "stopping: found a retain budget, which does not go with FSDP"),
     ],
 )
 def test_what_does_not_go_with_fsdp_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -303,8 +302,8 @@ def test_what_does_not_go_with_fsdp_is_refused(tmp_path: Path, options: dict[str
 
 @pytest.mark.parametrize("options", [{}, {"base": "sgd", "momentum": 0.9}])
 @pytest.mark.usefixtures("fsdp")
-def test_a_forget_target_and_accumulation_go_with_fsdp(tmp_path: Path, options: dict[str, Any]) -> None:
-    stopping = StoppingCriteria(forget_target=0.1)
+def test_stopping_criteria_and_accumulation_go_with_fsdp(tmp_path: Path, options: dict[str, Any]) -> None:
+    stopping = StoppingCriteria(forget_target=0.1, retain_budget=1.0)
     of_arguments = {"gradient_accumulation_steps": 2, "save_strategy": "steps"}
     assert trainer(tmp_path, of_arguments=of_arguments, stopping=stopping, **options).is_fsdp_enabled
 
