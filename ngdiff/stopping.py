@@ -20,8 +20,8 @@ class StoppingCriteria:
 
     The retain batch should be held out from the steps; the forget batch cannot be, for all of it is to be forgotten. Call
     `check` before the first step and every few steps from then on. The best checkpoint is the one of the lowest forget
-    probability among those whose retain loss was within the budget; with a budget its weights are kept on the CPU: those that are
-    trained, and of a model that is split over processes the share of this one.
+    probability among those whose retain loss was within the budget; its weights, those that are trained, are kept on the
+    CPU if there is a budget, of a model that is split over processes the share of this one.
 
     Args:
         forget_target: stop where the mean answer probability on the forget rows is at or below it; the function of the same
