@@ -1,5 +1,6 @@
 """What every command line shares: how options are read, and how it ends, with one line for what the user can mend."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -24,7 +25,9 @@ def run(app: typer.Typer, interrupted: str = "interrupted") -> NoReturn:
     except UserError as error:
         status = _complain(str(error))
     except UsageError as error:
-        status = _complain(error.format_message())  # type: ignore[attr-defined]
+        # Of several processes, as torchrun numbers them, all have the same options.
+        first = os.environ.get("RANK", "0") == "0"
+        status = _complain(error.format_message()) if first else 2  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
         print(f"\n{interrupted}", file=sys.stderr)
         status = 130

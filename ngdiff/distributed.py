@@ -176,13 +176,16 @@ def is_sharded(parameter: Tensor) -> bool:
     return module is not None and isinstance(parameter, module.DTensor)
 
 
-def gathered(model: nn.Module) -> dict[str, Tensor]:
-    """The `state_dict` of a model with whole tensors in the memory of the CPU, on each rank. One all-gather a split tensor."""
+@torch.no_grad()
+def put_together(split: nn.Module, whole: nn.Module) -> None:
+    """Copy the weights of a model that is split over the ranks into one of the same kind that is not, on each rank.
 
-    def whole(value: Any) -> Tensor:
-        return cast(Tensor, (value.full_tensor() if is_sharded(value) else value).detach().cpu())
-
-    return {name: whole(value) for name, value in model.state_dict().items()}
+    One all-gather a split tensor, of which one at a time is whole.
+    """
+    found, targets = split.state_dict(), whole.state_dict()
+    for name, target in targets.items():
+        value = found[name]
+        target.copy_(value.full_tensor() if is_sharded(value) else value)
 
 
 def reshard() -> None:

@@ -55,7 +55,7 @@ class Estimate:
         seconds: of training, an estimate.
         probe: bytes of the weights that an automatic rate looks at, where they need a buffer of their own. It is there when
             activations are not.
-        whole: bytes of all weights, where training splits them and what comes before and after it does not.
+        whole: bytes of all weights beside a share of them, where training splits them and what comes before and after does not.
     """
 
     parts: dict[str, int]
@@ -132,7 +132,8 @@ def estimate(
     speed: float,
     gradient_dtype: torch.dtype | None = None,
     automatic: bool = False,
-    shards: int = 1,
+    processes: int = 1,
+    split: bool = False,
 ) -> Estimate:
     """What a run needs on each device.
 
@@ -148,8 +149,10 @@ def estimate(
         gradient_dtype: of the optimizer.
         automatic: whether the rate sets itself, by probes: beside gradients that are narrower than the weights they need a
             buffer, at a time at which there are no activations.
-        shards: processes that split weights, gradients and states.
+        processes: how many take a step together.
+        split: whether they split weights, gradients and states, by FSDP2; else each has a copy, by DDP.
     """
+    shards = processes if split else 1
     dtype = torch.bfloat16 if model.trained_itemsize == 2 else torch.float32
     states = state_shapes({"momentum": 0.0, "low_precision": "master"} | dict(base), dtype)
     others = model.weights - model.trained
@@ -158,11 +161,16 @@ def estimate(
         f"two gradients of {model.trained:,} trained weights": 2 * model.trained * (gradient_dtype or dtype).itemsize,
     }
     parts |= {NAMES.get(name, name): model.trained * STATE for name, kind in states.items() if kind == "flat"}
-    whole = next(iter(parts.values())) if shards > 1 else 0
+    weights = next(iter(parts.values()))
     parts = {name: size // shards for name, size in parts.items()}
+    if processes > shards:
+        parts["gradients as DDP exchanges them"] = model.trained * model.trained_itemsize
+    whole = weights + weights // shards if shards > 1 else 0
     operations = (8 if checkpointing else 6) * model.weights * tokens  # a weight and token: 2 forward, 4 backward
     probe = model.trained * dtype.itemsize // shards if automatic and gradient_dtype not in (None, dtype) else 0
     activations = _activations(model, batch * longest, computing.itemsize, checkpointing)
+    if shards > 1 and computing.itemsize < model.itemsize and not checkpointing:
+        activations += model.weights * computing.itemsize  # casts of all layers, which wait for the backward
     return Estimate(parts, activations, operations / speed, probe, whole)
 
 

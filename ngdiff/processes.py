@@ -67,14 +67,15 @@ def _join(size: str) -> None:
 
 
 def _check_launched(size: str) -> None:
-    if missing := [name for name in LAUNCHED if not os.environ.get(name)]:
-        raise UserError(f"WORLD_SIZE: found {size!r}, but no {', '.join(missing)}; start the command by torchrun, or unset it")
-    gpus, number = torch.cuda.device_count(), os.environ["LOCAL_RANK"]
-    if gpus and int(number) >= gpus:
+    missing = [name for name in LAUNCHED if not os.environ.get(name)]
+    if missing or not size.isdecimal():
         raise UserError(
-            f"LOCAL_RANK: found {number}, and this machine has {gpus} GPUs; start one process a GPU, torchrun "
-            f"--nproc-per-node {gpus}"
+            f"WORLD_SIZE: found {size!r}, and no {', '.join(missing) or 'number'}; start the command by torchrun, or unset it"
         )
+    gpus, processes = torch.cuda.device_count(), os.environ.get("LOCAL_WORLD_SIZE", "1")  # torchrun's; others give each its GPU
+    if gpus and int(processes) > gpus:
+        message = f"torchrun: found {processes} processes on a machine of {gpus} GPUs; give --nproc-per-node {gpus} at most"
+        raise UserError(message) if os.environ["LOCAL_RANK"] == "0" else SystemExit(2)
 
 
 @contextmanager

@@ -120,7 +120,7 @@ class Settings:
         alone = processes.count() == 1
         if self.bf16_gradients and (not self.bf16 or self.lora) and not alone:
             raise UserError(
-                "--bf16-gradients: would round them before processes exchange them; leave it out, or train by --bf16"
+                "--bf16-gradients: would round them before processes exchange them; leave it out, or give --bf16 without --lora"
             )
         if self.fsdp and (alone or default_device().type != "cuda"):
             raise UserError("--fsdp: found a single process or no GPU; start one process a GPU, with torchrun, or leave it out")

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ngdiff import StoppingCriteria
 from ngdiff.checkpoints import CheckpointError
 from ngdiff.command.settings import BASES, Settings
 from ngdiff.errors import UserError
-from ngdiff.processes import RankError, count, said_once
+from ngdiff.processes import RankError, alike, count, said_once
 
 Rows = Sequence[Mapping[str, list[int]]]
 # FSDP2 with each layer by itself, in accelerate's words: the names of the arguments of TrainingArguments have changed.
@@ -76,30 +76,29 @@ def train(
             on_step(state.global_step, state.max_steps)
 
     stopping = StoppingCriteria(settings.stop_forget or None, settings.retain_budget)
-    if settings.fsdp:
-        os.environ.update(SHARDED)
-    with _explained(ValueError):  # of arguments, whose messages say what to give
-        trainer = NGDiffTrainer(
-            model,
-            arguments(settings, folder, torch.cuda.is_available()),
-            forget_dataset=tasks.forget,
-            retain_dataset=tasks.retain,
-            refusal_dataset=tasks.refusals,
-            held_out_dataset=tasks.held_out,
-            processing_class=tokenizer,
-            rule=settings.rule,
-            lr=settings.rate,
-            forget=settings.forget_objective,
-            retain=settings.retain_objective,
-            stopping=stopping,
-            check_every=settings.steps_between_looks(len(tasks.forget)),
-            gradient_dtype=settings.gradient_dtype,
-            callbacks=[Steps()],
-            **BASES[settings.base],
-        )
-    trainer.remove_callback(PrinterCallback)  # our progress is shown in its place
-    with _explained():
-        trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
+    with _split(model) if settings.fsdp else nullcontext():
+        with alike(), _refused():
+            trainer = NGDiffTrainer(
+                model,
+                arguments(settings, folder, torch.cuda.is_available()),
+                forget_dataset=tasks.forget,
+                retain_dataset=tasks.retain,
+                refusal_dataset=tasks.refusals,
+                held_out_dataset=tasks.held_out,
+                processing_class=tokenizer,
+                rule=settings.rule,
+                lr=settings.rate,
+                forget=settings.forget_objective,
+                retain=settings.retain_objective,
+                stopping=stopping,
+                check_every=settings.steps_between_looks(len(tasks.forget)),
+                gradient_dtype=settings.gradient_dtype,
+                callbacks=[Steps()],
+                **BASES[settings.base],
+            )
+        trainer.remove_callback(PrinterCallback)  # our progress is shown in its place
+        with _explained():
+            trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
     logs = [_finite(record) for record in trainer.state.log_history if "retain_loss" in record]
     return Trained(logs, stopping.summary(trainer.state.global_step))
 
@@ -114,7 +113,7 @@ def arguments(settings: Settings, folder: Path, gpu: bool) -> Any:
         per_device_train_batch_size=settings.batch,
         gradient_accumulation_steps=settings.accumulate,
         num_train_epochs=settings.epochs,
-        ddp_find_unused_parameters=True,  # objectives that read activations leave layers out, and so do experts
+        ddp_find_unused_parameters=True,  # objectives that read activations leave layers out
         seed=settings.seed,
         lr_scheduler_type="constant",
         bf16=gpu and not settings.bf16,  # float32 weights compute in bfloat16; 16-bit ones do so anyway
@@ -135,20 +134,45 @@ def _finite(record: Mapping[str, float]) -> dict[str, float | None]:
 
 
 @contextmanager
-def _explained(*more: type[Exception]) -> Iterator[None]:
-    """What the user can mend, in one line. Of `more`, every message is one.
+def _split(model: Any) -> Iterator[None]:
+    """Meanwhile accelerate splits models over the processes, each layer by itself."""
+    there = {type(module).__name__ for module in model.modules()}
+    # A text model may name layers of the images that it was once trained with.
+    layers = sorted(there & set(getattr(model, "_no_split_modules", None) or ()))
+    asked = SHARDED | ({"FSDP_TRANSFORMER_CLS_TO_WRAP": ",".join(layers)} if layers else {})
+    before = {name: os.environ.get(name) for name in asked}
+    os.environ.update(asked)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
-    Of several processes one may run out of memory by itself; the rest happens to all.
-    """
-    plain: tuple[type[Exception], ...] = (CheckpointError, RankError, *more)
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """Arguments that the Trainer refuses, whose messages say what to give."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What the user can mend, in one line. One process may run out of memory by itself; the rest happens to all."""
     try:
         yield
     except torch.OutOfMemoryError:
+        less = "--fsdp, or --lora" if count() > 1 else "--bf16-gradients, or --lora"
         raise UserError(
             "training does not fit into memory; give a smaller --batch with --accumulate, or --gradient-checkpointing, or "
-            "--bf16, or --bf16-gradients, or --lora"
+            f"--bf16, or {less}"
         ) from None
-    except plain as error:
+    except (CheckpointError, RankError) as error:
         raise said_once(str(error)) from None
     except RuntimeError as error:
         if "were not finite" not in str(error):

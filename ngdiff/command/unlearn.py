@@ -1,13 +1,10 @@
 """`ngdiff unlearn`: from a model and rows to a model without some of them, with the papers that belong to it."""
 
-import gc
 import json
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -24,13 +21,14 @@ from ngdiff.command.inputs import Reading, Source
 from ngdiff.command.papers import card, ending, report
 from ngdiff.command.settings import BASES, Settings
 from ngdiff.command.training import Tasks, train
-from ngdiff.distributed import gathered, is_sharded
+from ngdiff.command.workplace import MODEL, TRAINER, workplace
+from ngdiff.distributed import is_sharded, put_together
 from ngdiff.errors import UserError
-from ngdiff.files import read_json, write_json, write_text
+from ngdiff.files import write_json, write_text
 from ngdiff.lm import loading
 from ngdiff.lm.batches import spread
 from ngdiff.lm.data import Data, Encoded, check_disjoint
-from ngdiff.lm.devices import default_device
+from ngdiff.lm.devices import default_device, free_memory
 from ngdiff.lm.evaluation import FORGET, RETAIN, evaluate, summary
 from ngdiff.lm.sources import file_hash
 from ngdiff.memory import Estimate
@@ -38,7 +36,6 @@ from ngdiff.processes import alike, count, is_first
 from ngdiff.progress import Progress
 
 HELD_OUT = 256  # rows at most
-SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
@@ -107,19 +104,18 @@ class Unlearning:
             if is_first():
                 inputs.check_folder("--out", self.out)
             found = self._inputs()
-        for remark in inputs.remarks(found.sets, found.source):
-            console.print(Text(remark))
-        for line in self._announced(found):
+            lines = [*inputs.remarks(found.sets, found.source), *self._announced(found)]
+            identity = self._identity(found)
+        for line in lines:
             console.print(Text(line))
         if dry:
             return
-        identity = self._identity(found)
-        with _workplace(self.out, identity) as work:
+        with workplace(self.out, identity) as work:
             outcome = self._unlearned(found, work, Progress(console))
             console.print(table({name: outcome[name] for name in ("before", "after")}))
             console.print(Text(ending(outcome["stopping"])))
             if is_first():
-                self._finish(work / "model", identity | outcome | {"seconds": round(time.monotonic() - start, 1)})
+                self._finish(work / MODEL, identity | outcome | {"seconds": round(time.monotonic() - start, 1)})
         console.print(Text(f"written: {self.out}"))
 
     # Before a weight is read
@@ -131,8 +127,8 @@ class Unlearning:
         rows = source.sets[RETAIN]
         if len(rows) < 2:
             raise UserError(f"--retain: {self.retain!r} has a single row, and one is held out for the figures; give more")
-        count = min(max(1, round(self.settings.held_out * len(rows))), HELD_OUT, len(rows) - 1)
-        chosen = set(spread(range(len(rows)), count))
+        share = min(max(1, round(self.settings.held_out * len(rows))), HELD_OUT, len(rows) - 1)
+        chosen = set(spread(range(len(rows)), share))
         held_out = [row for i, row in enumerate(rows) if i in chosen]
         retain = [row for i, row in enumerate(rows) if i not in chosen]
         return Inputs(sets, source, retain, held_out, self._refusals(sets[FORGET], source))
@@ -147,8 +143,13 @@ class Unlearning:
             yield f"{name}: {one['rows']:,} rows of {one['kind']}, {one['tokens']:,} tokens, sha256 {one['sha256'][:12]}"
         yield f"held out of retain: {len(found.held_out):,} rows"
         if count() > 1:
-            yield f"{count()} processes, a step has the batches of all"
+            yield from self._shared_out(len(found.source.sets[FORGET]))
         yield from self._estimate(found).lines()
+
+    def _shared_out(self, rows: int) -> Iterator[str]:
+        yield f"{count()} processes, a step has the batches of all"
+        if spare := -rows % (self.settings.batch * count()):
+            yield f"{spare} of {rows} rows to forget are read twice in each pass, for the processes to have as many"
 
     def _estimate(self, found: Inputs) -> Estimate:
         settings, dtype, device = self.settings, self._dtype, default_device()
@@ -168,7 +169,8 @@ class Unlearning:
             speed=memory.measured_speed(device, computing),
             gradient_dtype=settings.gradient_dtype,
             automatic=isinstance(settings.rate, str),
-            shards=count() if settings.fsdp else 1,
+            processes=count(),
+            split=settings.fsdp,
         )
 
     @property
@@ -208,31 +210,25 @@ class Unlearning:
         model = self._adapted(model)
         tokenizer = found.source.encoder.tokenizer
         with progress.task("unlearn") as on_step:
-            trained = train(model, tokenizer, found.tasks, self.settings, work / "trainer", on_step)
-        model = self._whole(model)
-        gc.collect()  # the optimizer's states, and shards
+            trained = train(model, tokenizer, found.tasks, self.settings, work / TRAINER, on_step)
+        free_memory()  # of the optimizer
+        if any(map(is_sharded, model.parameters())):
+            whole = self._adapted(self._loaded())
+            put_together(model, whole)
+            model = whole
         if self.settings.lora is not None:
             model = model.merge_and_unload()
         model.config.use_cache = getattr(found.source.config, "use_cache", True)  # the Trainer has turned it off
         after = self._figures(model, found, progress, "after")
         if is_first():
             with progress.spinner("save the model"):
-                model.save_pretrained(work / "model")
-                tokenizer.save_pretrained(work / "model")
+                model.save_pretrained(work / MODEL)
+                tokenizer.save_pretrained(work / MODEL)
         return {"before": before, "after": after, "stopping": trained.stopping, "logs": trained.logs}
 
     def _loaded(self) -> Any:
         with alike():
             return loading.load_model(self.model, default_device(), self.reading.trust, self._dtype)
-
-    def _whole(self, model: Any) -> Any:
-        """With all weights in each process, if FSDP has split them."""
-        if not any(map(is_sharded, model.parameters())):
-            return model
-        weights = gathered(model)
-        whole = self._adapted(self._loaded())
-        whole.load_state_dict(weights)
-        return whole
 
     def _figures(self, model: Any, found: Inputs, progress: Progress, when: str) -> dict[str, dict[str, float]]:
         with progress.spinner(f"evaluate {when} unlearning") as on_part:
@@ -257,52 +253,6 @@ class Unlearning:
         write_text(model / "README.md", card(manifest))
         write_text(model / "report.html", report(manifest, logs))
         os.replace(model, self.out)
-
-
-@contextmanager
-def _workplace(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
-    """A folder beside `out`, which outlives the run only where it holds a checkpoint to go on from.
-
-    Of several processes the first makes and removes it.
-
-    Raises:
-        UserError: it is left from another run, or cannot be made.
-    """
-    work = out.absolute().with_name(f".{out.absolute().name}.unfinished")
-    with alike():
-        if is_first():
-            _make(work, out, identity)
-    done = False
-    try:
-        yield work
-        done = True
-    except OSError as error:  # a full disk; what is read raises errors of its own
-        raise UserError(
-            f"--out: {str(out)!r} cannot be written ({error.strerror}); make room, or give another folder"
-        ) from None
-    finally:
-        if is_first() and (done or not any(work.glob("trainer/checkpoint-*"))):
-            shutil.rmtree(work, ignore_errors=True)
-
-
-def _make(work: Path, out: Path, identity: dict[str, Any]) -> None:
-    try:
-        _check_same(work, identity)
-        work.mkdir(parents=True, exist_ok=True)
-        write_json(work / SETTINGS, identity)
-    except OSError as error:
-        raise UserError(f"--out: {str(out)!r} cannot be written ({error.strerror}); give another folder") from None
-
-
-def _check_same(work: Path, identity: dict[str, Any]) -> None:
-    try:
-        same = read_json(work / SETTINGS) == identity
-    except FileNotFoundError:
-        return
-    except ValueError:
-        same = False
-    if not same:
-        raise UserError(f"--out: {str(work)!r} holds an interrupted run with other settings or data; give those, or delete it")
 
 
 def _checkpoint_activations(model: Any) -> None:

@@ -1,6 +1,5 @@
 """Rows of different length as rectangular batches, with as little padding as possible."""
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ngdiff.errors import UserError
+from ngdiff.lm.devices import free_memory
 from ngdiff.lm.encoding import Example
 from ngdiff.objectives import IGNORE
 
@@ -94,17 +94,11 @@ def in_batches(lengths: Sequence[int], tokens: int, compute: Callable[[list[int]
             left = left[len(indices) :]
             continue
         # Only here is the error gone, and with it the frames that hold the batch's tensors.
-        _free()
+        free_memory()
         if not tokens:
             raise UserError(
                 f"evaluation: one row of {lengths[indices[0]]} tokens does not fit into memory; use a larger device"
             )
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def shuffled_batches(lengths: Sequence[int], size: int, generator: torch.Generator) -> list[list[int]]:

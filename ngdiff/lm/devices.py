@@ -1,5 +1,6 @@
 """Where a model runs and in which precision it computes."""
 
+import gc
 from contextlib import AbstractContextManager
 
 import torch
@@ -13,3 +14,10 @@ def default_device() -> torch.device:
 def autocast(device: torch.device) -> AbstractContextManager[None]:
     """bfloat16 computation with float32 weights on a GPU; float32 throughout on the CPU."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+def free_memory() -> None:
+    """Let go of what only cycles of references hold, and of what torch keeps for later."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import AutocastKwargs
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainingArguments
@@ -17,7 +18,7 @@ from ngdiff.checkpoints import CheckpointError
 from ngdiff.distributed import refuse_deepspeed
 from ngdiff.learning_rate import AutoLearningRate
 from ngdiff.lm.batches import spread
-from ngdiff.lm.objectives import FORGET, RETAIN, Objective, layer
+from ngdiff.lm.objectives import FORGET, RETAIN, Objective, Output, layer
 from ngdiff.lm.pairs import PairCollator, PairedRows, PairSampler, Row
 from ngdiff.lm.said import Said
 from ngdiff.objectives import IGNORE
@@ -139,6 +140,8 @@ class NGDiffTrainer(SealedTrainer):
         refuse_deepspeed(self.accelerator)
         if self.is_fsdp_enabled:
             self._check_sharded()
+            # It would round weights for the probes too, which then see nothing, and gradients before they are averaged.
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         self.u = torch.rand(model.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(args.seed))
         self.add_callback(Watch(self))
 
@@ -265,11 +268,21 @@ class NGDiffTrainer(SealedTrainer):
         """
         objective, depth = self.objectives[task], layer(self.accelerator.unwrap_model(model))
         texts = {text: inputs[part] for text, part in TEXTS[task].items() if objective.rows in (text, "both")}
-        outputs = {text: objective.forward(model, batch, depth) for text, batch in texts.items()}
+        outputs = {text: self._output(objective, model, batch, depth) for text, batch in texts.items()}
         references: dict[str, Tensor] = {}
         if objective.reference and self._said:
             references = {text: objective.padded(self._said.of(objective, texts[text]), out) for text, out in outputs.items()}
         return objective.value(outputs, references, self.u.to(self.args.device))
+
+    def _output(self, objective: Objective, model: Any, batch: Batch, depth: int) -> Output:
+        """One pass, which with `bf16` computes in 16 bits and gives 32: under DDP by what accelerate has put around forward."""
+        if not self.is_fsdp_enabled:
+            return objective.forward(model, batch, depth)
+        # Cached casts would keep the weights of layers that FSDP has let go.
+        with self.accelerator.autocast(AutocastKwargs(cache_enabled=False)):
+            out = objective.forward(model, batch, depth)
+        deep = None if out.activations is None else out.activations.float()
+        return out._replace(logits=out.logits.float(), activations=deep)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """Of plain rows the model's own loss, for evaluation; of pairs retain_loss - forget_loss."""

@@ -4,12 +4,17 @@ import contextlib
 import io
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import distributed_cases as cases
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from ngdiff import NGDiffTrainer, cli
 from ngdiff.command import settings, training, unlearn
@@ -35,7 +40,8 @@ def called(*arguments: str, only: Mapping[int, tuple[str, ...]] | None = None, f
 
 def broken(patch: pytest.MonkeyPatch, fault: str) -> None:
     """Faults: "memory", the second rank has too little; "not finite", steps are; "disk", the first rank finds it full;
-    "bug", an error of ours on the second rank; "interrupted", all are at the fifth step; "fsdp", none, but weights are split.
+    "bug", an error of ours on the second rank; "interrupted", all are at the fifth step. "fsdp" and "fsdp in 16 bits" are
+    none, but split the weights.
     """
 
     def fails(error: BaseException) -> Any:
@@ -57,8 +63,8 @@ def broken(patch: pytest.MonkeyPatch, fault: str) -> None:
         patch.setattr(unlearn.loading, "load_model", fails(TypeError("a bug")))
     if fault == "interrupted":
         patch.setattr(unlearn, "train", interrupted)
-    if fault == "fsdp":
-        split(patch)
+    if fault.startswith("fsdp"):
+        split(patch, half=fault == "fsdp in 16 bits")
 
 
 def interrupted(*arguments: Any) -> Any:
@@ -71,14 +77,37 @@ def interrupted(*arguments: Any) -> Any:
     return training.train(*arguments[:-1], on_step)
 
 
-def split(patch: pytest.MonkeyPatch) -> None:
-    """As `--fsdp`, which accelerate refuses on a CPU."""
-    patch.setattr(training, "SHARDED", {})
+def split(patch: pytest.MonkeyPatch, half: bool) -> None:
+    """As `--fsdp` on GPUs, down to what accelerate makes of it, which takes these CPUs for some.
+
+    Args:
+        patch: undoes it.
+        half: whether it computes in 16 bits, as it does on a GPU.
+    """
+    patch.setenv("ACCELERATE_TORCH_DEVICE", "cpu")
     patch.setattr(settings, "default_device", lambda: torch.device("cuda"))
-    made = NGDiffTrainer.__init__
+    patch.setattr(PartialState, "_prepare_backend", lambda *_, **__: ("gloo", DistributedType.MULTI_GPU))
+    patch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda *_, **__: True)
+    make, begin, probe = training.arguments, NGDiffTrainer.begin, NGDiffTrainer._retain_nll
 
-    def make(self: Any, *arguments: Any, **options: Any) -> None:
-        made(self, *arguments, **options)
-        cases.shard(self, "SHARDED_STATE_DICT")
+    def arguments(*given: Any) -> Any:
+        return replace(make(*given), use_cpu=False, bf16=half)
 
-    patch.setattr(NGDiffTrainer, "__init__", make)
+    def begun(self: NGDiffTrainer) -> None:
+        layers = [module for module in self.model.modules() if isinstance(module, LlamaDecoderLayer)]
+        assert layers and all(isinstance(layer, FSDPModule) for layer in layers)  # each by itself
+        assert all(isinstance(parameter, DTensor) for parameter in self.model.parameters())
+        begin(self)
+
+    def probed(self: NGDiffTrainer, batch: Any) -> torch.Tensor:
+        dtypes = []
+        layer = next(module for module in self.model.modules() if isinstance(module, LlamaDecoderLayer))
+        hook = layer.mlp.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+        found = probe(self, batch)
+        hook.remove()
+        assert dtypes == [next(layer.parameters()).dtype]  # 16 bits would hide what it looks for
+        return found
+
+    patch.setattr(training, "arguments", arguments)
+    patch.setattr(NGDiffTrainer, "begin", begun)
+    patch.setattr(NGDiffTrainer, "_retain_nll", probed)

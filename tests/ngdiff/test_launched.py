@@ -17,7 +17,7 @@ from command import Called, refused
 from ranks import SIZE, Pool
 from torch import Tensor
 
-from ngdiff import memory, processes
+from ngdiff import checkpoints, memory, processes
 from ngdiff.command import unlearn
 from ngdiff.command.settings import Settings
 from ngdiff.errors import UserError
@@ -65,11 +65,14 @@ def test_torchrun_makes_the_model_that_one_process_makes(called: Called, folder:
     assert called("unlearn", out=whole, batch=2, **FIXED)[0] == 0
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(SIZE), "-m", "ngdiff")
     asked = arguments("unlearn", folder, out=shared, batch=1, **FIXED)
-    ended = subprocess.run((*launcher, *asked), env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    ended = subprocess.run(
+        (*launcher, *asked), env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
     assert ended.returncode == 0, ended.stderr
     assert len(re.findall("written: ", ended.stdout)) == 1
     assert "\n2 processes, a step has the batches of all\n" in ended.stdout
     assert "Traceback" not in ended.stderr
+    assert "process_group" not in ended.stderr  # left behind
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shared", "whole"]
     assert sorted(path.name for path in shared.iterdir()) == sorted(path.name for path in whole.iterdir())
     start, expected, found = weights(folder / "model"), weights(whole), weights(shared)
@@ -121,6 +124,21 @@ def test_split_weights_are_put_together_again(
     assert manifest(shared)["stopping"] == manifest(whole)["stopping"]
     after = manifest(whole)["after"]["forget"]
     assert manifest(shared)["after"]["forget"] == pytest.approx(after, rel=0.05 if "bf16" in options else 1e-3)
+
+
+def test_split_weights_compute_in_16_bits_and_probe_in_32(called: Called, pool: Pool, folder: Path, tmp_path: Path) -> None:
+    """The rate is that of one process in 32 bits, or nearly: gradients are rounded, and what is probed is not."""
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    options = FIXED | {"lr": "auto", "epochs": 1}
+    assert called("unlearn", out=whole, batch=2, **options)[0] == 0
+    asked = arguments("unlearn", folder, out=shared, batch=1, fsdp=True, **options)
+    found = pool.run(cases.called, *asked, fault="fsdp in 16 bits")
+    assert [status for status, _, _ in found] == [0, 0], found
+    rates, losses = ([json.loads((out / "metrics.jsonl").read_text().splitlines()[0])[key] for out in (shared, whole)]
+                     for key in ("learning_rate", "retain_loss"))  # fmt: skip
+    assert rates[0] == pytest.approx(rates[1], rel=0.1)
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-5)  # it did compute in 16 bits
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
@@ -182,6 +200,24 @@ def test_more_processes_than_rows() -> None:
 # What goes wrong
 
 
+def test_a_run_that_left_no_checkpoint_is_in_nobodys_way(called: Called, tmp_path: Path) -> None:
+    """The launcher may have ended the process that would have removed its folder."""
+    (tmp_path / ".out.unfinished" / "model").mkdir(parents=True)
+    (tmp_path / ".out.unfinished" / "settings.json").write_text("{}")
+    (tmp_path / ".out.unfinished" / "model" / "model-00001-of-00002.safetensors").touch()
+    assert called("unlearn", out=tmp_path / "out", **FIXED)[0] == 0
+    assert not list((tmp_path / "out").glob("model-*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_runs_in_one_place_are_refused_and_leave_each_other_alone(called: Called, tmp_path: Path) -> None:
+    work = tmp_path / ".out.unfinished"
+    with checkpoints.locked(work):
+        refused(called("unlearn", out=tmp_path / "out", **FIXED), "--out: .*unfinished: another run [(]process .*; wait for it")
+        assert work.is_dir()
+    assert called("unlearn", out=tmp_path / "out", **FIXED)[0] == 0
+
+
 def test_a_fault_of_all_is_said_once(pool: Pool, folder: Path, tmp_path: Path) -> None:
     said_by_the_first(
         pool.run(cases.called, *arguments("unlearn", folder, out=tmp_path / "out", rule="best")), "--rule: unknown name 'best'"
@@ -205,8 +241,7 @@ def test_a_folder_that_cannot_be_used_ends_all(pool: Pool, folder: Path, tmp_pat
     (tmp_path / "full" / "file").touch()
     asked = arguments("unlearn", folder, out=tmp_path / "full")
     said_by_the_first(pool.run(cases.called, *asked), "--out: '.*full' is not empty")
-    (tmp_path / ".out.unfinished").mkdir()
-    (tmp_path / ".out.unfinished" / "settings.json").write_text("{}")
+    (tmp_path / ".out.unfinished" / "trainer" / "checkpoint-2").mkdir(parents=True)
     asked = arguments("unlearn", folder, out=tmp_path / "out", **FIXED)
     (status, _, errors), other = pool.run(cases.called, *asked)
     assert (status, other) == (2, (2, "", ""))
@@ -278,7 +313,7 @@ def test_a_number_of_processes_without_a_launcher_is_refused(
         monkeypatch.setenv(variable, "1")
     monkeypatch.delenv(name)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    message = f"WORLD_SIZE: found '2', but no {name}; start the command by torchrun, or unset it"
+    message = f"WORLD_SIZE: found '2', and no {name}; start the command by torchrun, or unset it"
     refused(called("unlearn", out=tmp_path / "out"), message)
     refused(called("evaluate"), message)
     assert not (tmp_path / "out").exists()
@@ -286,10 +321,21 @@ def test_a_number_of_processes_without_a_launcher_is_refused(
 
 def test_more_processes_than_gpus_are_refused(called: Called, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in processes.LAUNCHED:
-        monkeypatch.setenv(variable, "2")
+        monkeypatch.setenv(variable, "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    refused(called("evaluate"), "LOCAL_RANK: found 2, and this machine has 2 GPUs; start one process a GPU, .*-node 2")
+    message = "torchrun: found 3 processes on a machine of 2 GPUs; give --nproc-per-node 2 at most"
+    refused(called("evaluate"), message)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert called("evaluate") == (2, "", "")
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", 1), ("1", 0)])
+def test_a_wrong_option_is_said_once(called: Called, monkeypatch: pytest.MonkeyPatch, rank: str, said: int) -> None:
+    monkeypatch.setenv("RANK", rank)
+    status, _, errors = called("unlearn", nonsense=1)
+    assert (status, errors.count("error: No such option")) == (2, said)
 
 
 @pytest.mark.parametrize(

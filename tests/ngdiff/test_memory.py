@@ -58,12 +58,14 @@ def test_processes_that_split_a_model_hold_a_share_of_it() -> None:
     """But for all weights before and after training, which may be the larger part: here 4 bytes of each beside 16 / 8."""
     model = tiny.llama()
     options = {"gradient_dtype": torch.bfloat16, "automatic": True, "batch": 1, "longest": 1}
-    alone, shared = (estimated(model, torch.float32, "adamw", shards=shards, **options) for shards in (1, 8))
-    assert shared.parts == {name: size // 8 for name, size in alone.parts.items()}
-    assert (alone.whole, shared.whole) == (0, 4 * sum(p.numel() for p in model.parameters()))
-    assert (shared.probe, shared.activations) == (alone.probe // 8, alone.activations)
+    copied, shared = (estimated(model, torch.float32, "adamw", processes=8, split=split, **options) for split in (False, True))
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    assert copied.parts.pop("gradients as DDP exchanges them") == weights
+    assert shared.parts == {name: size // 8 for name, size in copied.parts.items()}
+    assert (copied.whole, shared.whole) == (0, weights + weights // 8)
+    assert (shared.probe, shared.activations) == (copied.probe // 8, copied.activations)
     assert shared.bytes == shared.whole > sum(shared.parts.values()) + max(shared.probe, shared.activations)
-    assert [any("all weights" in line for line in found.lines()) for found in (alone, shared)] == [False, True]
+    assert [any("all weights" in line for line in found.lines()) for found in (copied, shared)] == [False, True]
 
 
 def test_a_model_without_weights_counts_the_same() -> None:

@@ -1,0 +1,79 @@
+"""The hidden folder that `ngdiff unlearn` works in: of one run at a time, and kept only for one to go on from."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ngdiff import checkpoints
+from ngdiff.checkpoints import CheckpointError
+from ngdiff.errors import UserError
+from ngdiff.files import read_json, write_json
+from ngdiff.processes import alike, is_first
+
+SETTINGS = "settings.json"
+TRAINER, MODEL = "trainer", "model"  # folders in it
+
+
+@contextmanager
+def workplace(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
+    """A folder beside `out`, which outlives the run only where it holds a checkpoint to go on from.
+
+    Of several processes the first makes and removes it.
+
+    Args:
+        out: where the result will be.
+        identity: what tells the run from another.
+
+    Raises:
+        UserError: another run is in it, or was interrupted in it; or something cannot be written inside.
+    """
+    work = out.absolute().with_name(f".{out.absolute().name}.unfinished")
+    with _explained(out), ExitStack() as held:
+        with alike():
+            if is_first():
+                held.enter_context(_claimed(work, identity))
+        yield work
+
+
+@contextmanager
+def _claimed(work: Path, identity: dict[str, Any]) -> Iterator[None]:
+    with checkpoints.locked(work):
+        _check_same(work, identity)
+        shutil.rmtree(work / MODEL, ignore_errors=True)  # a killed run may have left parts of it
+        try:
+            write_json(work / SETTINGS, identity)
+            yield
+        except BaseException:
+            if not _interrupted(work):
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_same(work: Path, identity: dict[str, Any]) -> None:
+    if not _interrupted(work):
+        return
+    try:
+        same = read_json(work / SETTINGS) == identity
+    except (FileNotFoundError, ValueError):
+        same = False
+    if not same:
+        raise UserError(f"--out: {str(work)!r} holds an interrupted run with other settings or data; give those, or delete it")
+
+
+def _interrupted(work: Path) -> bool:
+    return bool(checkpoints.saved(work / TRAINER))
+
+
+@contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError as error:
+        raise UserError(f"--out: {error}") from None
+    except OSError as error:  # a full disk; what is read raises errors of its own
+        raise UserError(
+            f"--out: {str(out)!r} cannot be written ({error.strerror}); make room, or give another folder"
+        ) from None
