@@ -169,8 +169,8 @@ def estimate(
     operations = (8 if checkpointing else 6) * model.weights * tokens  # a weight and token: 2 forward, 4 backward
     probe = model.trained * dtype.itemsize // shards if automatic and gradient_dtype not in (None, dtype) else 0
     activations = _activations(model, batch * longest, computing.itemsize, checkpointing)
-    if shards > 1 and computing.itemsize < model.itemsize and not checkpointing:
-        activations += model.weights * computing.itemsize  # casts of all layers, which wait for the backward
+    if computing.itemsize < model.itemsize and not checkpointing:
+        activations += model.weights * computing.itemsize  # casts by autocast, which wait for the backward
     return Estimate(parts, activations, operations / speed, probe, whole)
 
 

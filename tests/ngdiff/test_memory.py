@@ -122,6 +122,26 @@ def test_activations_are_of_the_right_size(checkpointing: bool) -> None:
     assert kept.bytes / 2 < found < 2 * kept.bytes
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_casts_of_weights_wait_for_the_backward(checkpointing: bool) -> None:
+    """Beside few tokens they are nearly all that is kept, unless activations are computed again; embeddings are not cast."""
+    model = tiny.llama(hidden_size=64, num_hidden_layers=6, intermediate_size=170).train()
+    if checkpointing:
+        _checkpoint_activations(model)
+    ids = torch.randint(0, 64, (1, 2))
+    kept = Kept(model.parameters())
+    with torch.autograd.graph.saved_tensors_hooks(kept, lambda x: x), torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=ids, labels=ids, use_cache=False)
+    options = {"batch": 1, "longest": 2, "checkpointing": checkpointing, "computing": torch.bfloat16}
+    found = estimated(model, torch.float32, **options).activations
+    casts = 2 * sum(p.numel() for p in model.parameters())
+    if checkpointing:
+        assert found < 0.1 * casts
+    else:
+        assert casts < found < 1.1 * casts
+        assert kept.bytes == pytest.approx(found, rel=0.1)
+
+
 def test_time_follows_operations() -> None:
     model = tiny.llama()
     weights = memory.counted(model, torch.float32).weights
