@@ -48,6 +48,8 @@ def launched() -> Iterator[None]:
             wrong inside, where another than the first process says who it is.
     """
     size = os.environ.get("WORLD_SIZE") or "1"
+    if size != "1" and not torch.cuda.is_available():  # else "cpu:0", onto which transformers 5.0 cannot read a checkpoint
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
     joins = size != "1" and not in_use()
     if joins:
         _join(size)

@@ -1,6 +1,7 @@
 """What the ranks of the tests of `ngdiff` under a launcher run: the command itself."""
 
 import contextlib
+import gc
 import io
 import sys
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from ngdiff import NGDiffTrainer, cli
+from ngdiff import NGDiffTrainer, TwoTaskOptimizer, cli
 from ngdiff.command import settings, training, unlearn
 
 
@@ -89,6 +90,8 @@ def split(patch: pytest.MonkeyPatch, half: bool) -> None:
     patch.setattr(PartialState, "_prepare_backend", lambda *_, **__: ("gloo", DistributedType.MULTI_GPU))
     patch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda *_, **__: True)
     make, begin, probe = training.arguments, NGDiffTrainer.begin, NGDiffTrainer._retain_nll
+    load = unlearn.Unlearning._loaded
+    gc.collect()  # what the tests before have left
 
     def arguments(*given: Any) -> Any:
         return replace(make(*given), use_cpu=False, bf16=half)
@@ -108,6 +111,11 @@ def split(patch: pytest.MonkeyPatch, half: bool) -> None:
         assert dtypes == [next(layer.parameters()).dtype]  # 16 bits would hide what it looks for
         return found
 
+    def loaded(self: unlearn.Unlearning) -> Any:
+        assert not any(isinstance(found, TwoTaskOptimizer) for found in gc.get_objects())  # there is no room for both
+        return load(self)
+
     patch.setattr(training, "arguments", arguments)
+    patch.setattr(unlearn.Unlearning, "_loaded", loaded)
     patch.setattr(NGDiffTrainer, "begin", begun)
     patch.setattr(NGDiffTrainer, "_retain_nll", probed)

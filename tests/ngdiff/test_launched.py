@@ -11,6 +11,7 @@ from typing import Any
 
 import launched_cases as cases
 import pytest
+import tiny
 import torch
 from asserts import assert_bitwise_equal, assert_within
 from command import Called, refused
@@ -18,7 +19,7 @@ from ranks import SIZE, Pool
 from torch import Tensor
 
 from ngdiff import checkpoints, memory, processes
-from ngdiff.command import unlearn
+from ngdiff.command import training, unlearn
 from ngdiff.command.settings import Settings
 from ngdiff.errors import UserError
 from ngdiff.lm.loading import load_model
@@ -139,6 +140,18 @@ def test_split_weights_compute_in_16_bits_and_probe_in_32(called: Called, pool: 
     assert rates[0] == pytest.approx(rates[1], rel=0.1)
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
     assert losses[0] != pytest.approx(losses[1], rel=1e-5)  # it did compute in 16 bits
+
+
+def test_layers_that_the_model_lacks_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text model may name those of the images that it was once trained with; accelerate would look for them."""
+    model = tiny.llama()
+    model._no_split_modules = ["LlamaDecoderLayer", "VisionLayer"]
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with training._split(model):
+        assert os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"] == "LlamaDecoderLayer"
+        assert (os.environ["FSDP_VERSION"], os.environ["ACCELERATE_USE_FSDP"]) == ("2", "true")
+    assert os.environ["FSDP_VERSION"] == "1"
+    assert not {"ACCELERATE_USE_FSDP", "FSDP_TRANSFORMER_CLS_TO_WRAP"} & set(os.environ)  # as before
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
