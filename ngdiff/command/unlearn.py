@@ -149,7 +149,7 @@ class Unlearning:
     def _shared_out(self, rows: int) -> Iterator[str]:
         yield f"{count()} processes, a step has the batches of all"
         if spare := -rows % (self.settings.batch * count()):
-            yield f"a pass over {rows:,} rows to forget reads {rows + spare:,}: some again, for all processes to have as many"
+            yield f"a pass over {rows:,} rows to forget reads {rows + spare:,}, some of them again"
 
     def _estimate(self, found: Inputs) -> Estimate:
         settings, dtype, device = self.settings, self._dtype, default_device()
