@@ -55,7 +55,7 @@ class Estimate:
         seconds: of training, an estimate.
         probe: bytes of the weights that an automatic rate looks at, where they need a buffer of their own. It is there when
             activations are not.
-        whole: bytes of all weights beside a share of them, where training splits them and what comes before and after does not.
+        whole: where training splits the weights: bytes of all of them and of a share, which are there before and after it.
     """
 
     parts: dict[str, int]

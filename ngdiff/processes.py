@@ -46,6 +46,7 @@ def launched() -> Iterator[None]:
     Raises:
         UserError: the launcher's variables are not all there, or it started more processes than there are GPUs; or what went
             wrong inside, where another than the first process says who it is.
+        SystemExit: what a process on the same machine has said.
     """
     size = os.environ.get("WORLD_SIZE") or "1"
     if size != "1" and not torch.cuda.is_available():  # else "cpu:0", onto which transformers 5.0 cannot read a checkpoint
@@ -72,7 +73,7 @@ def _check_launched(size: str) -> None:
     missing = [name for name in LAUNCHED if not os.environ.get(name)]
     if missing or not size.isdecimal():
         raise UserError(
-            f"WORLD_SIZE: found {size!r}, and no {', '.join(missing) or 'number'}; start the command by torchrun, or unset it"
+            f"WORLD_SIZE: found {size!r}, but no {', '.join(missing) or 'number'}; start the command by torchrun, or unset it"
         )
     gpus, processes = torch.cuda.device_count(), os.environ.get("LOCAL_WORLD_SIZE", "1")  # torchrun's; others give each its GPU
     if gpus and int(processes) > gpus:

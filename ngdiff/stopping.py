@@ -20,8 +20,8 @@ class StoppingCriteria:
 
     The retain batch should be held out from the steps; the forget batch cannot be, for all of it is to be forgotten. Call
     `check` before the first step and every few steps from then on. The best checkpoint is the one of the lowest forget
-    probability among those whose retain loss was within the budget; its weights, those that are trained, are kept on the
-    CPU if there is a budget, of a model that is split over processes the share of this one.
+    probability among those whose retain loss was within the budget; if there is a budget, its weights are kept on
+    the CPU: not those that are frozen, which are taken to stay as they are, and under FSDP2 only the shards of this process.
 
     Args:
         forget_target: stop where the mean answer probability on the forget rows is at or below it; the function of the same
@@ -99,8 +99,9 @@ class StoppingCriteria:
             self.fired = LOST
             return
         _, self.restored, weights = self._best
-        for name, value in _changing(model).items():
-            value.copy_(weights[name])
+        state = model.state_dict()
+        for name, value in weights.items():
+            _held(state[name]).copy_(value)
         if any(map(is_sharded, model.parameters())):
             reshard()  # what was gathered for a forward pass is of the weights before
         self.fired = OVER_BUDGET
@@ -120,10 +121,15 @@ class StoppingCriteria:
 
 
 def _changing(model: nn.Module) -> dict[str, Tensor]:
-    """Name -> what is in use of this process, in place, of all that training changes."""
+    """Parameters that are trained, and buffers: name -> what this process holds of it."""
     frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-    state = {name: value.detach() for name, value in model.state_dict().items() if name not in frozen}
-    return {name: cast(Any, value).to_local() if is_sharded(value) else value for name, value in state.items()}
+    return {name: _held(value) for name, value in model.state_dict().items() if name not in frozen}
+
+
+def _held(value: Tensor) -> Tensor:
+    """The memory of this process behind a tensor, all or a shard of it."""
+    value = value.detach()
+    return cast(Any, value).to_local() if is_sharded(value) else value
 
 
 def forget_target(reference: float | None, paraphrases: float) -> float:

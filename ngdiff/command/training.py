@@ -97,7 +97,7 @@ def train(
                 **BASES[settings.base],
             )
         trainer.remove_callback(PrinterCallback)  # our progress is shown in its place
-        with _explained():
+        with _explained(settings):
             trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
     logs = [_finite(record) for record in trainer.state.log_history if "retain_loss" in record]
     return Trained(logs, stopping.summary(trainer.state.global_step))
@@ -162,12 +162,12 @@ def _refused() -> Iterator[None]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(settings: Settings) -> Iterator[None]:
     """What the user can mend, in one line. One process may run out of memory by itself; the rest happens to all."""
     try:
         yield
     except torch.OutOfMemoryError:
-        less = "--fsdp, or --lora" if count() > 1 else "--bf16-gradients, or --lora"
+        less = "--lora" if settings.fsdp else "--fsdp, or --lora" if count() > 1 else "--bf16-gradients, or --lora"
         raise UserError(
             "training does not fit into memory; give a smaller --batch with --accumulate, or --gradient-checkpointing, or "
             f"--bf16, or {less}"

@@ -105,11 +105,12 @@ class Unlearning:
                 inputs.check_folder("--out", self.out)
             found = self._inputs()
             lines = [*inputs.remarks(found.sets, found.source), *self._announced(found)]
-            identity = self._identity(found)
         for line in lines:
             console.print(Text(line))
         if dry:
             return
+        with alike():
+            identity = self._identity(found)
         with workplace(self.out, identity) as work:
             outcome = self._unlearned(found, work, Progress(console))
             console.print(table({name: outcome[name] for name in ("before", "after")}))

@@ -2,12 +2,13 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ngdiff import checkpoints
 from ngdiff.checkpoints import CheckpointError
+from ngdiff.command import inputs
 from ngdiff.errors import UserError
 from ngdiff.files import read_json, write_json
 from ngdiff.processes import alike, is_first
@@ -27,22 +28,34 @@ def workplace(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
         identity: what tells the run from another.
 
     Raises:
-        UserError: another run is in it, or was interrupted in it; or something cannot be written inside.
+        UserError: another run is in it, or one with other settings or data was interrupted in it; or something cannot be
+            written inside.
     """
     work = out.absolute().with_name(f".{out.absolute().name}.unfinished")
     with _explained(out), ExitStack() as held:
         with alike():
             if is_first():
-                held.enter_context(_claimed(work, identity))
+                held.enter_context(_claimed(work, out, identity))
         yield work
 
 
 @contextmanager
-def _claimed(work: Path, identity: dict[str, Any]) -> Iterator[None]:
+def _claimed(work: Path, out: Path, identity: dict[str, Any]) -> Iterator[None]:
+    try:
+        with _locked(work, out, identity):
+            yield
+    finally:
+        with suppress(OSError):  # it is not empty, or is gone
+            work.rmdir()  # of what network file systems keep of it until the lock is closed
+
+
+@contextmanager
+def _locked(work: Path, out: Path, identity: dict[str, Any]) -> Iterator[None]:
     with checkpoints.locked(work):
-        _check_same(work, identity)
-        shutil.rmtree(work / MODEL, ignore_errors=True)  # a killed run may have left parts of it
         try:
+            inputs.check_folder("--out", out)  # a run may have ended meanwhile
+            _check_same(work, identity)
+            shutil.rmtree(work / MODEL, ignore_errors=True)  # a killed run may have left parts of it
             write_json(work / SETTINGS, identity)
             yield
         except BaseException:

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,11 @@ class NGDiffTrainer(SealedTrainer):
                 "forget, retain: found an objective that compares with the model before unlearning, and "
                 "cpu_ram_efficient_loading, with which the first process alone has that model; set it to false"
             )
+        if self.args.bf16 and any(not p.requires_grad and p.dtype.itemsize == 2 for p in self.model.parameters()):
+            raise ValueError(
+                "bf16: found True and frozen weights of 16 bits, beside which accelerate would make the trained ones 32; leave "
+                "it out, for such weights compute in 16 bits anyway"
+            )
         kind = str(plugin.state_dict_type)
         stateless = self.optimizer_options["base"] == "sgd" and not self.optimizer_options["momentum"]
         if "FULL_STATE_DICT" in kind and stateless and self.args.save_strategy != "no":
@@ -278,16 +284,21 @@ class NGDiffTrainer(SealedTrainer):
         """One pass, which with `bf16` computes in 16 bits and gives 32: under DDP by what accelerate has put around forward."""
         if not self.is_fsdp_enabled:
             return objective.forward(model, batch, depth)
-        # Cached casts would keep the weights of layers that FSDP has let go.
-        with self.accelerator.autocast(AutocastKwargs(cache_enabled=False)):
+        with self._autocast():
             out = objective.forward(model, batch, depth)
         deep = None if out.activations is None else out.activations.float()
         return out._replace(logits=out.logits.float(), activations=deep)
 
+    def _autocast(self) -> AbstractContextManager[None]:
+        """What accelerate puts around forward under DDP, and under FSDP2 leaves to a precision of its own."""
+        # Cached casts would keep the weights of layers that FSDP has let go.
+        return self.accelerator.autocast(AutocastKwargs(cache_enabled=False)) if self.is_fsdp_enabled else nullcontext()
+
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """Of plain rows the model's own loss, for evaluation; of pairs retain_loss - forget_loss."""
         if "input_ids" in inputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            with self._autocast():
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = self.task_loss(model, "retain", inputs) - self.task_loss(model, "forget", inputs)
         return (loss, {}) if return_outputs else loss
 
@@ -338,19 +349,24 @@ class NGDiffTrainer(SealedTrainer):
         if self.stopping is not None and checkpoint is not None:
             self._restore_stopping(checkpoint)
 
-    def _stopping_file(self, rank: int) -> str:
-        """In a checkpoint. The best weights that a rank keeps are split as the model is."""
-        return STOPPING if not self.is_fsdp_enabled else f"stopping-{rank}-of-{self.args.world_size}.pt"
+    def _splits_best(self) -> bool:
+        """Whether each rank keeps a share of the best weights."""
+        return self.is_fsdp_enabled and self.stopping is not None and self.stopping.retain_budget is not None
+
+    def _stopping_file(self) -> str:
+        """In a checkpoint."""
+        rank, size = self.args.process_index, self.args.world_size
+        return f"stopping-{rank}-of-{size}.pt" if self._splits_best() else STOPPING
 
     def _restore_stopping(self, checkpoint: Path) -> None:
         assert self.stopping is not None
-        file = checkpoint / self._stopping_file(self.args.process_index)
+        file = checkpoint / self._stopping_file()
         if file.is_file():
             self.stopping.load_state_dict(torch.load(file, weights_only=True))
         elif any(checkpoint.glob("stopping*.pt")):
             raise CheckpointError(
-                f"{file}: missing, for the checkpoint is of another number of processes, whose best weights cannot be put "
-                "together; go on with as many"
+                f"{file}: missing, for the checkpoint is of a run that splits its best weights over another number of "
+                "processes, or does not split them; go on as that run began"
             )
         else:
             logger.warning(f"{file}: missing, for the run had no stopping criteria; they begin with this checkpoint")
@@ -367,8 +383,8 @@ class NGDiffTrainer(SealedTrainer):
 
     def complete(self, checkpoint: Path) -> None:
         """Put into a checkpoint what the stopping criteria have seen."""
-        if self.stopping is not None and (self.is_fsdp_enabled or self.is_world_process_zero()):
-            torch.save(self.stopping.state_dict(), checkpoint / self._stopping_file(self.args.process_index))
+        if self.stopping is not None and (self._splits_best() or self.args.should_save):
+            torch.save(self.stopping.state_dict(), checkpoint / self._stopping_file())
 
     def should_stop(self) -> bool:
         """Whether a stopping criterion fires at the model as it is; one with a budget then restores the best weights."""
@@ -386,7 +402,8 @@ class NGDiffTrainer(SealedTrainer):
         """Mean over some of the rows of a function of their NLL."""
         model, collator = self.accelerator.unwrap_model(self.model), PairCollator(self.pad)
         model.eval()
-        values = [of(_nll(model, self._prepare_inputs(collator([row])))) for row in spread(rows, CHECK_ROWS)]
+        with self._autocast():
+            values = [of(_nll(model, self._prepare_inputs(collator([row])))) for row in spread(rows, CHECK_ROWS)]
         model.train()
         return float(torch.stack(values).mean())
 

@@ -330,9 +330,7 @@ def test_a_retain_budget_under_fsdp_brings_the_best_weights_back(pool, tmp_path)
         for name, value in expected["weights"].items():
             assert_within(rank["weights"][name], value, BOUND * value.abs().max())
             assert_bitwise_equal(again["weights"][name], rank["weights"][name])
-    with pytest.raises(
-        checkpoints.CheckpointError, match=r"stopping.pt: missing, for .* another number of processes, .* as many"
-    ):
+    with pytest.raises(checkpoints.CheckpointError, match=r"stopping\.pt: missing, for .* another number of processes"):
         cases.by_trainer(str(tmp_path / "ranks"), 4, 1, resume=True, **over_budget())
 
 

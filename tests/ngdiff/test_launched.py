@@ -22,6 +22,7 @@ from ngdiff import checkpoints, memory, processes
 from ngdiff.command import training, unlearn
 from ngdiff.command.settings import Settings
 from ngdiff.errors import UserError
+from ngdiff.lm import loading
 from ngdiff.lm.loading import load_model
 
 FIXED = {"base": "sgd", "lr": "0.05", "stop-forget": 0, "epochs": 2, "new-tokens": 4}
@@ -73,7 +74,6 @@ def test_torchrun_makes_the_model_that_one_process_makes(called: Called, folder:
     assert len(re.findall("written: ", ended.stdout)) == 1
     assert "\n2 processes, a step has the batches of all\n" in ended.stdout
     assert "Traceback" not in ended.stderr
-    assert "process_group" not in ended.stderr  # left behind
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shared", "whole"]
     assert sorted(path.name for path in shared.iterdir()) == sorted(path.name for path in whole.iterdir())
     start, expected, found = weights(folder / "model"), weights(whole), weights(shared)
@@ -123,6 +123,7 @@ def test_split_weights_are_put_together_again(
     assert [status for status, _, _ in found] == [0, 0], found
     assert_learned_alike(shared, whole, folder / "model", rounded="bf16" in options)
     assert manifest(shared)["stopping"] == manifest(whole)["stopping"]
+    assert ("best checkpoint restored" in manifest(whole)["stopping"]["reason"]) == ("retain_budget" in options)
     after = manifest(whole)["after"]["forget"]
     assert manifest(shared)["after"]["forget"] == pytest.approx(after, rel=0.05 if "bf16" in options else 1e-3)
 
@@ -232,6 +233,21 @@ def test_two_runs_in_one_place_are_refused_and_leave_each_other_alone(called: Ca
         refused(called("unlearn", out=tmp_path / "out", **FIXED), "--out: .*unfinished: another run [(]process .*; wait for it")
         assert work.is_dir()
     assert called("unlearn", out=tmp_path / "out", **FIXED)[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_run_that_ends_meanwhile_keeps_its_place(called: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another reads its rows."""
+    identity = loading.identity
+
+    def end(*arguments: Any) -> str:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "config.json").touch()
+        return identity(*arguments)
+
+    monkeypatch.setattr(loading, "identity", end)
+    refused(called("unlearn", out=tmp_path / "out", **FIXED), "--out: '.*out' is not empty; give a new folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_fault_of_all_is_said_once(pool: Pool, folder: Path, tmp_path: Path) -> None:
@@ -329,10 +345,23 @@ def test_a_number_of_processes_without_a_launcher_is_refused(
         monkeypatch.setenv(variable, "1")
     monkeypatch.delenv(name)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    message = f"WORLD_SIZE: found '2', and no {name}; start the command by torchrun, or unset it"
+    message = f"WORLD_SIZE: found '2', but no {name}; start the command by torchrun, or unset it"
     refused(called("unlearn", out=tmp_path / "out"), message)
     refused(called("evaluate"), message)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_group_is_left_unless_others_may_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "_join", lambda size: done.append("joined"))
+    monkeypatch.setattr(processes.dist, "destroy_process_group", lambda: done.append("left"))
+    with processes.launched():
+        pass
+    assert done == ["joined", "left"]
+    with pytest.raises(UserError, match="a fault"), processes.launched():
+        raise UserError("a fault")
+    assert done == ["joined", "left", "joined"]
 
 
 def test_more_processes_than_gpus_are_refused(called: Called, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -300,6 +300,16 @@ def test_what_does_not_go_with_fsdp_is_refused(tmp_path: Path, options: dict[str
         trainer(tmp_path, of_arguments={"save_strategy": "steps"}, **options)
 
 
+@pytest.mark.usefixtures("fsdp")
+def test_frozen_weights_of_16_bits_do_not_go_with_autocast_under_fsdp(tmp_path: Path) -> None:
+    model = tiny.llama().bfloat16()
+    assert trainer(tmp_path, model, of_arguments={"bf16": True})  # all become 32 bits
+    model.model.layers[0].requires_grad_(False)
+    assert trainer(tmp_path, model)
+    with pytest.raises(ValueError, match=r"bf16: found True and frozen weights of 16 bits, .*; leave it out"):
+        trainer(tmp_path, model, of_arguments={"bf16": True})
+
+
 @pytest.mark.parametrize("options", [{}, {"base": "sgd", "momentum": 0.9}])
 @pytest.mark.usefixtures("fsdp")
 def test_stopping_criteria_and_accumulation_go_with_fsdp(tmp_path: Path, options: dict[str, Any]) -> None:
