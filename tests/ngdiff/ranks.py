@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 SIZE = 2
-PATIENCE = 60  # seconds; a case takes less than one
+PATIENCE = 180  # seconds; a case takes less than ten
 
 
 class Pool:
