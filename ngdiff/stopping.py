@@ -20,8 +20,8 @@ class StoppingCriteria:
 
     The retain batch should be held out from the steps; the forget batch cannot be, for all of it is to be forgotten. Call
     `check` before the first step and every few steps from then on. The best checkpoint is the one of the lowest forget
-    probability among those whose retain loss was within the budget; if there is a budget, its weights are kept on
-    the CPU: not those that are frozen, which are taken to stay as they are, and under FSDP2 only the shards of this process.
+    probability among those whose retain loss was within the budget. If there is a budget, its weights are kept on the CPU: not
+    those that are frozen, which are taken to stay as they are, and under FSDP2 the shards of this process alone.
 
     Args:
         forget_target: stop where the mean answer probability on the forget rows is at or below it; the function of the same

@@ -12,10 +12,8 @@ from accelerate.utils import AutocastKwargs
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainingArguments
-from transformers.utils import logging
 
 from ngdiff import rules
-from ngdiff.checkpoints import CheckpointError
 from ngdiff.distributed import refuse_deepspeed
 from ngdiff.learning_rate import AutoLearningRate
 from ngdiff.lm.batches import spread
@@ -25,12 +23,11 @@ from ngdiff.lm.said import Said
 from ngdiff.objectives import IGNORE
 from ngdiff.optimizer import TASKS, TwoTaskOptimizer
 from ngdiff.stopping import StoppingCriteria
+from ngdiff.trainer.criteria import Criteria
 from ngdiff.trainer.sealed import SealedTrainer
 from ngdiff.trainer.step import Accumulated, Batch, Meter, NoSchedule, StepWithoutArguments
 from ngdiff.trainer.watch import Watch
 
-logger = logging.get_logger(__name__)
-STOPPING = "stopping.pt"  # in a checkpoint: what the stopping criteria have seen
 CHECK_ROWS = 32  # rows of each task at which stopping criteria look
 # For each task: text that an objective reads -> part of a batch that has it.
 TEXTS = {"retain": {"answer": "retain"}, "forget": {"answer": "forget", "refusal": "refusal"}}
@@ -346,30 +343,12 @@ class NGDiffTrainer(SealedTrainer):
             for task, objective in referring.items():
                 for part in _parts(task, objective):
                     self._said.ask(objective, rows[part], self.args.per_device_eval_batch_size)
-        if self.stopping is not None and checkpoint is not None:
-            self._restore_stopping(checkpoint)
+        if (criteria := self._criteria()) and checkpoint is not None:
+            criteria.restore(checkpoint)
 
-    def _splits_best(self) -> bool:
-        """Whether each rank keeps a share of the best weights."""
-        return self.is_fsdp_enabled and self.stopping is not None and self.stopping.retain_budget is not None
-
-    def _stopping_file(self) -> str:
-        """In a checkpoint."""
-        rank, size = self.args.process_index, self.args.world_size
-        return f"stopping-{rank}-of-{size}.pt" if self._splits_best() else STOPPING
-
-    def _restore_stopping(self, checkpoint: Path) -> None:
-        assert self.stopping is not None
-        file = checkpoint / self._stopping_file()
-        if file.is_file():
-            self.stopping.load_state_dict(torch.load(file, weights_only=True))
-        elif any(checkpoint.glob("stopping*.pt")):
-            raise CheckpointError(
-                f"{file}: missing, for the checkpoint is of a run that splits its best weights over another number of "
-                "processes, or does not split them; go on as that run began"
-            )
-        else:
-            logger.warning(f"{file}: missing, for the run had no stopping criteria; they begin with this checkpoint")
+    def _criteria(self) -> Criteria | None:
+        args, sharded = self.args, bool(self.is_fsdp_enabled)
+        return None if self.stopping is None else Criteria(self.stopping, args.process_index, args.world_size, sharded)
 
     def begin(self) -> None:
         """Forget what an interrupted call of `train` has left of a step."""
@@ -383,8 +362,8 @@ class NGDiffTrainer(SealedTrainer):
 
     def complete(self, checkpoint: Path) -> None:
         """Put into a checkpoint what the stopping criteria have seen."""
-        if self.stopping is not None and (self._splits_best() or self.args.should_save):
-            torch.save(self.stopping.state_dict(), checkpoint / self._stopping_file())
+        if (criteria := self._criteria()) and (criteria.split or self.args.should_save):
+            criteria.save(checkpoint)
 
     def should_stop(self) -> bool:
         """Whether a stopping criterion fires at the model as it is; one with a budget then restores the best weights."""

@@ -328,7 +328,8 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bits(pool: Pool, fold
 
 def test_a_run_of_fewer_processes_is_another_run(called: Called, pool: Pool, folder: Path, tmp_path: Path) -> None:
     options = {"epochs": 4, "batch": 1, "save_every": 2, "stop_forget": 0, "new_tokens": 4}
-    pool.run(cases.called, *arguments("unlearn", folder, out=tmp_path / "out", **options), fault="interrupted")
+    asked = arguments("unlearn", folder, out=tmp_path / "out", **options)
+    assert [status for status, _, _ in pool.run(cases.called, *asked, fault="interrupted")] == [130, 130]
     refused(called("unlearn", out=tmp_path / "out", **options), "holds an interrupted run with other settings or data")
 
 
