@@ -130,7 +130,7 @@ class ModelStages:
             method, plan: how to unlearn.
             inputs: what tells the rows and the looks from others.
             watch: from the model before unlearning to what looks at it, each with a name; a state that one keeps is saved in a
-                folder of that name inside. Called only if the stage is not there yet.
+                folder of the state's name inside. Called only if the stage is not there yet.
             prefix: of the stage's name.
         """
 
@@ -162,12 +162,12 @@ class ModelStages:
         self.tokenizer.save_pretrained(folder)
 
     def _save_kept(self, model: Any, monitors: Mapping[str, Monitor], folder: Path) -> None:
-        write_json(folder / "looks.json", {name: {"looks": m.looks, "kept": m.step} for name, m in monitors.items()})
-        for name, monitor in monitors.items():
-            if monitor.step is not None:
-                monitor.restore(model)
-                (folder / name).mkdir()
-                self._save(model, folder / name)
+        write_json(folder / "looks.json", {name: {"looks": m.looks, "kept": m.kept} for name, m in monitors.items()})
+        for monitor in monitors.values():
+            for state in monitor.kept:
+                monitor.restore(model, state)
+                (folder / state).mkdir()
+                self._save(model, folder / state)
 
     def manifest(self, trained: Sequence[Path], **entries: Any) -> dict[str, Any]:
         """What the run was made with.

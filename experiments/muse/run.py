@@ -38,8 +38,10 @@ from ngdiff.lm.packing import encode_text, packed
 from ngdiff.progress import Progress
 
 TARGET, RETRAINED = "target", "retrained"
-SELECTED, STOPPED = "selected", "stopped"  # states of an unlearned model that are kept: by MUSE's rule, and by familiarity
-LOOKS = 6  # at familiarity in an epoch, or a few more: near the end it changes by half of its range in one
+KNOWLEDGE, BALANCE = "knowledge", "balance"  # what is looked at while a model unlearns
+SELECTED, USABLE, STOPPED = "selected", "usable", "stopped"  # states of it that are kept, see `MuseRun._monitors`
+LOOKS = 6  # at the balance in an epoch, or a few more: near the end familiarity changes by half of its range in one
+USE = 0.9  # of the target's utility, below which a model is of no use
 # Of models from scratch: what it takes to know every text by heart, and to find its facts by the question. Noise on the
 # weights, and Muon in the place of AdamW, leave less to be lost when unlearning changes them for the sake of other texts.
 TRAINING = replace(FROM_SCRATCH, epochs=12, batch=8, lr=4e-3, optimizer="muon", noise=0.06)
@@ -208,25 +210,31 @@ class MuseRun:
         )
 
     def _monitors(self, level: float, epoch: int) -> dict[str, Monitor]:
-        """What looks at a model while it unlearns, and keeps the first state that has forgotten.
+        """What looks at a model while it unlearns, and keeps states of it.
 
-        MUSE's rule asks what the model answers, after each epoch, and takes the retrained model's KnowMem for its `level`. The
-        other one is ours and needs no retrained model. It asks how familiar the forget texts look beside texts that no model
-        has seen, several times in an epoch, and ends where they look no more familiar: the attack's AUC is that of chance.
+        MUSE's rule asks what the model answers, after each epoch, and selects the first that knows no more than the retrained
+        model, whose KnowMem is the `level`. The other two are ours and need no retrained model. Several times in an epoch they
+        ask how familiar the forget texts look beside texts that no model has seen, and how much use the model is. A run is
+        stopped where they look no more familiar: the attack's AUC is that of chance. The last state that is usable until then
+        is the nearest that the method comes to that without breaking the model.
         """
-        found = {SELECTED: Monitor(epoch, self._knowledge, partial(_first, "knowmem", level))}
+        found = {KNOWLEDGE: Monitor(epoch, self._knowledge, {SELECTED: partial(_first_down_to, "knowmem", level)})}
         if self.data.validation:
-            found[STOPPED] = Monitor(max(1, epoch // LOOKS), self._familiarity, partial(_first, "auc", CHANCE), until_kept=True)
+            use = USE * fmean(row.f1 for row in self.begun(TARGET)[1].seen)
+            rules = {STOPPED: partial(_first_down_to, "auc", CHANCE), USABLE: partial(_last_from, "utility", use)}
+            found[BALANCE] = Monitor(max(1, epoch // LOOKS), self._balance, rules, until=STOPPED)
         return found
 
     def _knowledge(self, model: Any) -> Look:
         rows, _ = answered(self._reader(model), self.data.forget_knowledge)
         return {"knowmem": fmean(row.f1 for row in rows)}
 
-    def _familiarity(self, model: Any) -> Look:
-        """AUC of MUSE's attack against texts that its evaluation does not read."""
+    def _balance(self, model: Any) -> Look:
+        """AUC of MUSE's attack against texts that its evaluation does not read, and utility."""
         reader = self._reader(model)
-        return {"auc": auc(min_k(reader, self.data.members["forget"]), min_k(reader, self.data.validation))}
+        rows, _ = answered(reader, self.data.seen_knowledge)
+        familiarity = auc(min_k(reader, self.data.members["forget"]), min_k(reader, self.data.validation))
+        return {"auc": familiarity, "utility": fmean(row.f1 for row in rows)}
 
     def _evaluate(self, name: str, folder: Path | str) -> Evaluation:
         def compute(target: Path) -> None:
@@ -264,7 +272,7 @@ class MuseRun:
     # Results
 
     def _entry(self, name: str, kind: str, found: Evaluation, reference: Evaluation) -> dict[str, Any]:
-        entry = {"name": name, "kind": kind, "method": None, SELECTED: None, STOPPED: None}
+        entry = {"name": name, "kind": kind, "method": None, SELECTED: None, USABLE: None, STOPPED: None}
         return entry | {"metrics": summary(found, None if kind == "reference" else reference), "rows": found.rows()}
 
     def _method_entry(self, name: str, folder: Path) -> dict[str, Any]:
@@ -284,11 +292,12 @@ class MuseRun:
             "skipped_steps": sum(not record["finite"] for record in records),
             "looks": {monitor: found["looks"] for monitor, found in looks.items()},
         }
-        epoch = looks[SELECTED]["looks"][0]["step"]
-        for rule, found in looks.items():
-            if found["kept"] is not None:
-                kept = self._evaluate(f"{name}, {rule}", folder / rule)
-                entry[rule] = {"epoch": found["kept"] / epoch, "metrics": summary(kept, reference), "rows": kept.rows()}
+        epoch = looks[KNOWLEDGE]["looks"][0]["step"]
+        by_step: dict[int, Evaluation] = {}
+        for state, step in (kept for found in looks.values() for kept in found["kept"].items()):
+            by_step[step] = by_step.get(step) or self._evaluate(f"{name}, {state}", folder / state)
+            kept = by_step[step]
+            entry[state] = {"epoch": step / epoch, "metrics": summary(kept, reference), "rows": kept.rows()}
         return entry
 
     def _write(self, results: dict[str, Any], steps: list[dict[str, Any]], trained: Sequence[Path]) -> dict[str, Any]:
@@ -313,6 +322,11 @@ def _elsewhere(settings: Settings, out: Path, progress: Progress) -> MuseRun:
     return MuseRun(replace(settings), out, progress, jobs=1)  # a new one of the settings registers rules of the user's own
 
 
-def _first(name: str, level: float, look: Look, best: Look | None) -> bool:
+def _first_down_to(name: str, level: float, look: Look, best: Look | None) -> bool:
     """Whether this is the first look at which something is at or below its level."""
     return best is None and look[name] <= level
+
+
+def _last_from(name: str, level: float, look: Look, best: Look | None) -> bool:
+    """Whether something is at or above its level, now as never later: every such look takes the place of the one before."""
+    return look[name] >= level

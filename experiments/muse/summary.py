@@ -1,4 +1,4 @@
-"""Finished MUSE runs side by side: a table of all states of every method, the folds, and a picture of the folds."""
+"""Finished MUSE runs side by side: a table of all states of every method, what was seen on the way there, and the folds."""
 
 import csv
 import io
@@ -11,9 +11,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.report.muse_views import KINDS, states
+from experiments.report.muse_views import KINDS, path_point, states
 from ngdiff.errors import UserError
 from ngdiff.files import read_json, write_json, write_text
+from ngdiff.lm.membership import CHANCE
 
 METRICS = (
     *("verbmem", "knowmem", "utility", "privleak", "auc", "verbmem_recall", "knowmem_recall", "utility_recall"),
@@ -21,12 +22,13 @@ METRICS = (
 )
 COLUMNS = ("corpus", "seed", "model", "state", "epoch", "base", "learning_rate", "steps", "skipped_steps", *METRICS)
 FOLD_COLUMNS = ("corpus", "seed", "method", "kind", "fold", "texts", *METRICS)
+LOOK_COLUMNS = ("corpus", "seed", "method", "step", "auc", "utility")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 PANELS = (("utility", "utility (more is better)"), ("knowmem", "forget KnowMem (less is better)"))
 
 
 def summarize(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]:
-    """Write runs.csv, folds.csv, manifests.json and folds.png for finished runs.
+    """Write runs.csv, manifests.json, and looks.csv, folds.csv and a picture of each where there were any.
 
     Args:
         folders: output folders of runs, at least one.
@@ -47,6 +49,9 @@ def summarize(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]:
         raise UserError(f"--out: {str(out)!r} cannot be made ({error.strerror}); give another folder") from None
     write_text(out / "runs.csv", _csv(COLUMNS, rows))
     write_json(out / "manifests.json", {str(folder): run[1] for folder, run in zip(folders, runs, strict=True)})
+    if looks := [row for results, _ in runs for row in _look_rows(results)]:
+        write_text(out / "looks.csv", _csv(LOOK_COLUMNS, looks))
+        paths(looks, rows).savefig(out / "paths.png", dpi=150)
     if folds:
         write_text(out / "folds.csv", _csv(FOLD_COLUMNS, folds))
         picture(folds, rows).savefig(out / "folds.png", dpi=150)
@@ -59,6 +64,23 @@ def is_run(folder: Path) -> bool:
         return read_json(folder / "results.json")["benchmark"] == "muse"
     except (OSError, ValueError, LookupError, TypeError):
         return False
+
+
+def paths(looks: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Utility against how far the forget texts have come to look unseen, while methods unlearn: a line a method and run."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    starts = {(row["corpus"], row["seed"]): row["utility"] for row in rows if row["model"] == "target"}
+    for method, colour in zip(dict.fromkeys(row["method"] for row in looks), cycle(COLOURS), strict=False):
+        for number, (run, utility) in enumerate(starts.items()):
+            seen = [path_point(row) for row in looks if (row["method"], row["corpus"], row["seed"]) == (method, *run)]
+            x, y = zip((0.0, utility), *seen, strict=True)
+            axes.plot(x, y, ".-", color=colour, label=method if number == 0 else None, markersize=4, linewidth=1)
+    axes.axvline(CHANCE, color="#666666", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="1 - AUC of the attack: 0 is memorised, 0.5 not recognised", ylabel="utility", ylim=(-0.03, 1.03))
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    _plain(axes)
+    return figure
 
 
 def picture(folds: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -85,6 +107,10 @@ def _panel(axes: Axes, folds: Sequence[Mapping[str, Any]], name: str, start: Seq
         texts = sorted(values)
         axes.plot(texts, [fmean(values[n]) for n in texts], "o-", color=colour, label=method, markersize=4)
         axes.fill_between(texts, [min(values[n]) for n in texts], [max(values[n]) for n in texts], color=colour, alpha=0.15)
+    _plain(axes)
+
+
+def _plain(axes: Axes) -> None:
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -94,8 +120,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not is_run(folder) or not (folder / "manifest.json").is_file():
         raise UserError(f"{folder}: no finished run of MUSE; give output folders of `experiments muse`")
     results = read_json(folder / "results.json")
-    if any("stopped" not in model for model in results["models"]):
-        raise UserError(f"{folder}: of an earlier version, whose PrivLeak is of other texts; run it again in a new folder")
+    if any("usable" not in model for model in results["models"]):
+        raise UserError(f"{folder}: of an earlier version, which kept other states; run it again in a new folder")
     return results, read_json(folder / "manifest.json")
 
 
@@ -107,6 +133,12 @@ def _rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         common |= {name: method.get(name, "") for name in ("base", "learning_rate", "steps", "skipped_steps")}
         rows += [common | {"state": s.name, "epoch": s.epoch} | _metrics(s.metrics) for s in states(model)]
     return rows
+
+
+def _look_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    methods = [model for model in results["models"] if model["method"]]
+    seen = [(model["name"], look) for model in methods for look in model["method"]["looks"].get("balance", [])]
+    return [_common(results) | {"method": name} | look for name, look in seen]
 
 
 def _fold_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:

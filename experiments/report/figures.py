@@ -135,17 +135,17 @@ def curves(name: str, label: str, steps: Sequence[int], lines: Sequence[Line], b
 
 
 def series(x: str, label: str, lines: Sequence[tuple[str, Mark, Sequence[tuple[float, float | None]]]]) -> Markup:
-    """Points joined by lines on linear axes from 0 to 1, a line a model, its name at the right end; missing values are gaps.
+    """Points joined by lines, a line a model, its name at the right end; missing values are gaps.
 
     Args:
         x: what the horizontal axis shows.
-        label: what the vertical one shows.
+        label: what the vertical one shows, from 0 to 1.
         lines: of each its name, its mark and its (x, y).
     """
     with rc_context(_STYLE):
         figure, axes = _canvas(width=330, height=236, left=44, bottom=42, right=92, top=22)
-        ends = [point[0] for _, _, points in lines for point in points]
-        axes.set(xlim=_padded((min(ends), max(max(ends), min(ends) + 1))), ylim=_padded((0, 1)), xlabel=x)
+        low, high = (end(point[0] for _, _, points in lines for point in points) for end in (min, max))
+        axes.set(xlim=_padded((low, high if high > low else low + 1)), ylim=_padded((0, 1)), xlabel=x)
         axes.set_title(label, loc="left", fontsize=FONT, color=MUTED)
         axes.grid(True, axis="y")
         for _, look, points in lines:

@@ -1,6 +1,6 @@
 """What the page of a MUSE run shows, taken from the data as it is stored."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -27,18 +27,19 @@ class State(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What a rule looks at while a model unlearns: key in a look, title of a plot, what to say where it is never met."""
+    """By which look a state is kept, and what to say where none is."""
 
-    key: str
-    title: str
+    looks: str
     unmet: str
 
 
-# Key of a state in results.json -> the rule that keeps it.
+# Key of a state in results.json -> the rule that keeps it, in the order of the tables.
 RULES = {
-    "selected": Rule("knowmem", "forget KnowMem", "KnowMem is above the retrained model's after every epoch"),
-    "stopped": Rule("auc", "attack on validation texts, AUC", "The attack's AUC is above one half at every look"),
+    "selected": Rule("knowledge", "KnowMem is above the retrained model's after every epoch"),
+    "usable": Rule("balance", "Utility is below nine tenths of the target's at every look"),
+    "stopped": Rule("balance", "The attack's AUC is above one half at every look"),
 }
+Point = tuple[float, float | None]
 
 
 def states(model: Mapping[str, Any]) -> list[State]:
@@ -53,14 +54,14 @@ def never(models: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence for each rule that some methods have not met."""
     found = []
     for name, rule in RULES.items():
-        names = [m["name"] for m in models if m["method"] and name in m["method"]["looks"] and not m[name]]
+        names = [m["name"] for m in models if m["method"] and rule.looks in m["method"]["looks"] and not m[name]]
         found += [f"{rule.unmet}: {', '.join(names)}."] if names else []
     return found
 
 
 def stopping(models: Marked) -> bool:
     """Whether there were validation texts, to stop by."""
-    return any("stopped" in model["method"]["looks"] for model, _ in models if model["method"])
+    return any(RULES["stopped"].looks in model["method"]["looks"] for model, _ in models if model["method"])
 
 
 def table(models: Marked) -> list[dict[str, Any]]:
@@ -106,17 +107,24 @@ def scatters(models: Marked) -> list[Markup]:
 
 
 def looks(models: Marked) -> list[Markup]:
-    """What was seen of each method while it unlearned, by step: forget KnowMem, and how familiar the forget texts were."""
+    """What was seen of each method while it unlearned: knowledge and familiarity by step, and utility by familiarity."""
+    plots: list[tuple[str, str, str, Callable[[Mapping[str, Any]], Point]]] = [
+        ("knowledge", "step", "forget KnowMem", lambda look: (float(look["step"]), finite(look["knowmem"]))),
+        ("balance", "step", "attack on validation texts, AUC", lambda look: (float(look["step"]), finite(look["auc"]))),
+        ("balance", "1 - AUC: 0 is memorised, 0.5 not recognised", "utility", path_point),
+    ]
     drawn = []
-    for name, rule in RULES.items():
-        lines = []
-        for model, mark in models:
-            seen = (model["method"] or {"looks": {}})["looks"].get(name, [])
-            if seen:
-                lines.append((model["name"], mark, [(float(look["step"]), finite(look[rule.key])) for look in seen]))
+    for name, x, label, point in plots:
+        seen = [(model["name"], mark, (model["method"] or {"looks": {}})["looks"].get(name)) for model, mark in models]
+        lines = [(model, mark, list(map(point, looks))) for model, mark, looks in seen if looks]
         if lines:
-            drawn.append(series("step", rule.title, lines))
+            drawn.append(series(x, label, lines))
     return drawn
+
+
+def path_point(look: Mapping[str, Any]) -> Point:
+    """How far the forget texts have come to look unseen, and the utility that is left."""
+    return 1 - look["auc"], finite(look["utility"])
 
 
 def folds(models: Marked, points: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Markup]]]:

@@ -1,11 +1,11 @@
 """Looking at a model while it unlearns: a few rows of each task, in the cheapest way that still says how it goes."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from experiments.lm.monitor import Look, Monitor
+from experiments.lm.monitor import Better, Look, Monitor
 from experiments.tofu.data import Row
 from experiments.tofu.metrics import share
 from ngdiff.lm.encoding import Encoder
@@ -23,6 +23,7 @@ BEST = {
     "forget_rouge": False,
     "forget_extraction_strength": False,
 }
+KEPT = "kept"  # name of the state that is kept
 
 
 def monitor(
@@ -52,7 +53,7 @@ def monitor(
         kept, left = (share(found[f"{task}_probability"], before[task]) for task in ("retain", "forget"))
         return found | {"score": min(kept, 1 - left)}
 
-    return Monitor(every, look, _better(keep_best) if keep_best else None)
+    return Monitor(every, look, {KEPT: _better(keep_best)} if keep_best else None)
 
 
 def _look(model: Any, encoder: Encoder, rows: Sequence[Row], new_tokens: int) -> dict[str, float]:
@@ -75,6 +76,6 @@ def _mean_probability(scores: Sequence[Score]) -> float:
     return fmean(math.exp(-score.nll) for score in scores)
 
 
-def _better(name: str) -> Callable[[Look, Look | None], bool]:
+def _better(name: str) -> Better:
     sign = 1 if BEST[name] else -1
     return lambda look, best: best is None or sign * look[name] > sign * best[name]

@@ -23,7 +23,7 @@ from experiments.speed import Speed, tokens_per_second
 from experiments.tofu.data import EvaluationRow, Row, TofuData, load
 from experiments.tofu.evaluate import evaluate
 from experiments.tofu.metrics import Evaluation, forget_quality, privacy, share, summary
-from experiments.tofu.monitoring import monitor
+from experiments.tofu.monitoring import KEPT, monitor
 from experiments.tofu.settings import TARGETS, Settings
 from experiments.tofu.sources import open_source
 from ngdiff.errors import UserError
@@ -38,7 +38,7 @@ from ngdiff.progress import Progress
 from ngdiff.stopping import forget_target
 
 BEFORE, REFERENCE = "before", "retain-only"
-KEPT = "kept"  # name of the monitor, and of the state that it keeps where `keep_best` asks for one
+LOOKS = "looks"  # name of the monitor
 
 
 class TofuRun:
@@ -172,7 +172,7 @@ class TofuRun:
         s = self.settings
         rows = {"forget": spread(self.data.forget, s.eval_subset), "retain": spread(self.data.validation, s.eval_subset)}
         assert s.eval_every is not None
-        return {KEPT: monitor(model, self.encoder, rows, s.eval_every, s.new_tokens, s.keep_best)}
+        return {LOOKS: monitor(model, self.encoder, rows, s.eval_every, s.new_tokens, s.keep_best)}
 
     def _rows(self) -> Rows:
         """What unlearning sees. Each forget row has one refusal, drawn once, so that its reference is computed once."""
@@ -232,7 +232,8 @@ class TofuRun:
         entry: dict[str, Any] = {"rule": method.rule, "forget": method.forget, "retain": method.retain, "base": method.base}
         entry |= {"learning_rate": method.lr, "steps": stopped.pop("steps"), "stopped": stopped}
         if self.settings.eval_every:
-            entry |= read_json(folders[best] / "looks.json")[KEPT]
+            seen = read_json(folders[best] / "looks.json")[LOOKS]
+            entry |= {"looks": seen["looks"], "kept": seen["kept"].get(KEPT)}
         return folders[best], entry | {"tried": tried}
 
     def probabilities(self, folder: Path | str, evaluated: bool = False) -> dict[str, float]:

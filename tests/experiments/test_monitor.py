@@ -12,7 +12,7 @@ from experiments.lm.monitor import Monitor
 from experiments.lm.unlearning import Rows, unlearn
 from experiments.tofu import synthetic
 from experiments.tofu.data import Row
-from experiments.tofu.monitoring import BEST, monitor
+from experiments.tofu.monitoring import BEST, KEPT, monitor
 from ngdiff.lm.encoding import Encoder, Example
 from ngdiff.lm.scoring import answer_nll
 
@@ -54,9 +54,9 @@ def test_looks_come_every_so_many_steps_and_at_the_end(
     watcher = Monitor(every, lambda model: {"parameters": 1.0})
     run(model, examples, encoder.pad, watcher, steps=steps)
     assert [look["step"] for look in watcher.looks] == expected
-    assert watcher.step is None
-    with pytest.raises(ValueError, match="no state was kept"):
-        watcher.restore(model)
+    assert watcher.kept == {}
+    with pytest.raises(ValueError, match="no state 'best' was kept"):
+        watcher.restore(model, "best")
 
 
 def test_a_look_is_without_dropout_and_the_run_goes_on_with_it(model: Any) -> None:
@@ -92,10 +92,10 @@ def test_the_best_state_is_kept(model: Any, encoder: Encoder, examples: list[Exa
         return {name: values[len(seen) - 1]}
 
     rows = {task: [Row("q", "a", "")] for task in ("forget", "retain")}
-    watcher = Monitor(2, look, monitor(model, encoder, rows, 2, 5, name).better)
+    watcher = Monitor(2, look, monitor(model, encoder, rows, 2, 5, name).keep)
     run(model, examples, encoder.pad, watcher)
-    assert watcher.step == [2, 4, 6, 7][best]
-    watcher.restore(model)
+    assert watcher.kept == {KEPT: [2, 4, 6, 7][best]}
+    watcher.restore(model, KEPT)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(weights(model), seen[best], strict=True))
     assert not all(torch.equal(mine, theirs) for mine, theirs in zip(weights(model), seen[-1], strict=True))
 
@@ -117,19 +117,19 @@ def test_the_look_says_what_the_scores_say(model: Any, encoder: Encoder, example
     assert found["score"] == pytest.approx(min(kept, 1 - left), rel=1e-9)
 
 
-def test_two_monitors_keep_a_state_each(model: Any, encoder: Encoder, examples: list[Example]) -> None:
+def test_two_monitors_keep_states_each(model: Any, encoder: Encoder, examples: list[Example]) -> None:
     seen: list[list[torch.Tensor]] = []
 
     def look(model: Any) -> dict[str, float]:
         seen.append(weights(model))
         return {"looks": float(len(seen))}
 
-    early = Monitor(2, look, lambda found, best: best is None)
-    late = Monitor(3, look, lambda found, best: found["looks"] > 2, until_kept=True)  # its second look, the fifth of all
+    early = Monitor(2, look, {"first": lambda found, best: best is None, "last": lambda found, best: True})
+    late = Monitor(3, look, {"late": lambda found, best: found["looks"] > 2}, until="late")  # its second look, the fifth of all
     run(model, examples, encoder.pad, early, late)
     assert [look["step"] for look in early.looks] == [2, 4, 6, 7]
     assert [look["step"] for look in late.looks] == [3, 6]
-    assert (early.step, late.step) == (2, 6)
-    for watcher, expected in ((late, seen[4]), (early, seen[0])):  # in the order 2, 3, 4, 6, 6, 7
-        watcher.restore(model)
+    assert (early.kept, late.kept) == ({"first": 2, "last": 7}, {"late": 6})
+    for watcher, state, expected in ((late, "late", seen[4]), (early, "first", seen[0]), (early, "last", seen[5])):
+        watcher.restore(model, state)  # the looks came in the order 2, 3, 4, 6, 6, 7
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(weights(model), expected, strict=True))

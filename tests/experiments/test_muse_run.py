@@ -23,6 +23,7 @@ from experiments.lm.pretrained import MUSE_MODELS
 from experiments.muse import evaluate as muse_evaluate
 from experiments.muse import run as muse_run
 from experiments.muse import synthetic
+from experiments.muse.metrics import Written
 from experiments.muse.run import MuseRun
 from experiments.muse.settings import Settings
 from experiments.muse.summary import summarize
@@ -122,35 +123,65 @@ def test_what_a_run_leaves(finished: Path) -> None:
 
 
 def test_all_states_of_a_method(finished: Path) -> None:
-    """The first epoch at or below the retrained model's KnowMem, the first look with the attack at chance, the last one."""
+    """The first epoch at or below the retrained model's KnowMem, the first look with the attack at chance, the last usable one
+    until then, and the last one.
+    """
     found = results(finished)
-    level = found["models"][1]["metrics"]["knowmem"]
+    level, use = found["models"][1]["metrics"]["knowmem"], 0.9 * found["models"][0]["metrics"]["utility"]
     for model in found["models"][2:]:
         looks = model["method"]["looks"]
-        epoch, steps = looks["selected"][0]["step"], model["method"]["steps"]
-        assert [look["step"] for look in looks["selected"]] == [epoch, 2 * epoch] == [epoch, steps]
-        last = looks["stopped"][-1]["step"]
-        assert [look["step"] for look in looks["stopped"]] == list(range(1, last + 1))  # an epoch has fewer than 12 steps
+        epoch, steps = looks["knowledge"][0]["step"], model["method"]["steps"]
+        assert [look["step"] for look in looks["knowledge"]] == [epoch, 2 * epoch] == [epoch, steps]
+        last = looks["balance"][-1]["step"]
+        assert [look["step"] for look in looks["balance"]] == list(range(1, last + 1))  # an epoch has fewer than 12 steps
         assert last == steps or model["stopped"]  # no look is taken that would say nothing new
-        assert looks["selected"][-1]["knowmem"] == pytest.approx(model["metrics"]["knowmem"], rel=1e-12)
-        for state, name, least in (("selected", "knowmem", level), ("stopped", "auc", 0.5)):
-            first = next((look for look in looks[state] if look[name] <= least), None)
-            assert (model[state] or {"epoch": None})["epoch"] == (first and first["step"] / epoch)
-        if model["selected"]:
-            first = next(look for look in looks["selected"] if look["knowmem"] <= level)
-            assert model["selected"]["metrics"]["knowmem"] == pytest.approx(first["knowmem"], rel=1e-12)
+        assert looks["knowledge"][-1]["knowmem"] == pytest.approx(model["metrics"]["knowmem"], rel=1e-12)
+        usable = [look for look in looks["balance"] if look["utility"] >= use]
+        expected = {
+            "selected": next((look for look in looks["knowledge"] if look["knowmem"] <= level), None),
+            "usable": usable[-1] if usable else None,
+            "stopped": next((look for look in looks["balance"] if look["auc"] <= 0.5), None),
+        }
+        for state, look in expected.items():
+            assert (model[state] or {"epoch": None})["epoch"] == (look and look["step"] / epoch)
+        for state, name in (("selected", "knowmem"), ("usable", "utility"), ("stopped", "utility")):
+            if model[state]:
+                assert model[state]["metrics"][name] == pytest.approx(expected[state][name], rel=1e-12)
     assert any(model["stopped"] for model in found["models"][2:])
+
+
+def test_the_usable_state_is_the_last_one_with_nine_tenths_of_the_utility(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten looks, the last of which is not taken: the fourth is the last before utility is lost, the sixth is a comeback."""
+    utility = [1.0, 0.8, 0.89, 0.9, 0.5, 0.91, 0.7, 0.2, 0.9]
+    looks: list[int] = []
+
+    def balance(self: MuseRun, model: Any) -> dict[str, float]:
+        looks.append(0)
+        return {"auc": 0.5 if len(looks) == 8 else 0.9, "utility": utility[len(looks) - 1]}
+
+    class Known:
+        seen = (type("Row", (), {"f1": 1.0}),)
+
+    monkeypatch.setattr(MuseRun, "_balance", balance)
+    made, model = run(tmp_path, corpus), models.build_llama(TINY, run(tmp_path, corpus).tokenizer)
+    monkeypatch.setattr(made, "begun", lambda name: (tmp_path, Known))
+    monitor = made._monitors(0.0, 6)["balance"]
+    for step in range(11):
+        monitor(model, step, 10)
+    assert monitor.kept == {"usable": 6, "stopped": 8}
 
 
 def test_a_stopped_state_is_that_of_its_step(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look after every step, and chance at the last one of the first epoch: where a run of one epoch ends."""
     looks: list[int] = []
 
-    def familiarity(self: MuseRun, model: Any) -> dict[str, float]:
+    def balance(self: MuseRun, model: Any) -> dict[str, float]:
         looks.append(0)
-        return {"auc": 0.5 if len(looks) == 5 else 0.9}
+        return {"auc": 0.5 if len(looks) == 5 else 0.9, "utility": 0.0}
 
-    monkeypatch.setattr(MuseRun, "_familiarity", familiarity)
+    monkeypatch.setattr(MuseRun, "_balance", balance)
     ga = {"methods": ("ga",), "fold_methods": ()}
     found = run(tmp_path / "two", corpus, **ga).run()["models"][2]
     assert (found["stopped"]["epoch"], len(looks)) == (1.0, 5)
@@ -168,7 +199,8 @@ def test_the_attack_that_stops_reads_other_texts_than_the_evaluation(
 ) -> None:
     made, read = run(tmp_path, corpus), []
     monkeypatch.setattr(muse_run, "min_k", lambda reader, texts: read.append(texts) or [0.0])
-    assert made._familiarity(None) == {"auc": 0.5}
+    monkeypatch.setattr(muse_run, "answered", lambda reader, knowledge: ([Written("", "", "", 0.25, 0.0)], 0))
+    assert made._balance(None) == {"auc": 0.5, "utility": 0.25}
     assert read == [made.data.members["forget"], made.data.validation]
     assert not set(made.data.validation) & set(made.data.members["holdout"])
 
@@ -176,15 +208,16 @@ def test_the_attack_that_stops_reads_other_texts_than_the_evaluation(
 def test_where_no_rule_is_met_no_state_is_kept(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(muse_run, "fmean", lambda values: fmean(values) - 2)  # the level is then below every KnowMem
     monkeypatch.setattr(MuseRun, "_knowledge", lambda self, model: {"knowmem": 0.5})
-    monkeypatch.setattr(MuseRun, "_familiarity", lambda self, model: {"auc": 0.51})
+    monkeypatch.setattr(MuseRun, "_balance", lambda self, model: {"auc": 0.51, "utility": -2.0})
     found = run(tmp_path, corpus, fold_methods=()).run()
-    assert all(model["selected"] is None and model["stopped"] is None for model in found["models"])
+    assert all(model[state] is None for model in found["models"] for state in ("selected", "usable", "stopped"))
     assert found["folds"] == []
     console = Console(record=True, width=100, file=StringIO())
     console.print(results_table(found))
     for printed in (console.export_text(), unescape((tmp_path / "report.html").read_text())):
         text = " ".join(printed.split())
         assert "KnowMem is above the retrained model's after every epoch: ngdiff, ga." in text
+        assert "Utility is below nine tenths of the target's at every look: ngdiff, ga." in text
         assert "The attack's AUC is above one half at every look: ngdiff, ga." in text
 
 
@@ -193,9 +226,11 @@ def test_without_validation_texts_no_state_is_stopped(corpus: Path, tmp_path: Pa
     shutil.copytree(corpus, plain)
     (plain / "privleak" / "validation.jsonl").unlink()
     found = run(tmp_path / "run", plain, fold_methods=(), methods=("ga",)).run()
-    assert [set(model["method"]["looks"]) for model in found["models"][2:]] == [{"selected"}]
-    assert found["models"][2]["stopped"] is None
+    assert [set(model["method"]["looks"]) for model in found["models"][2:]] == [{"knowledge"}]
+    assert found["models"][2]["stopped"] is found["models"][2]["usable"] is None
     assert "stopped" not in (tmp_path / "run" / "report.html").read_text()
+    summarize([tmp_path / "run"], tmp_path / "summary")
+    assert {path.name for path in (tmp_path / "summary").iterdir()} == {"runs.csv", "manifests.json"}
 
 
 def test_runs_of_an_earlier_version_are_refused_in_a_summary(finished: Path, tmp_path: Path) -> None:
@@ -203,10 +238,10 @@ def test_runs_of_an_earlier_version_are_refused_in_a_summary(finished: Path, tmp
     old.mkdir()
     found = results(finished)
     for model in found["models"]:
-        del model["stopped"]
+        del model["usable"]
     (old / "results.json").write_text(json.dumps(found))
     shutil.copy(finished / "manifest.json", old)
-    with pytest.raises(UserError, match="old: of an earlier version, whose PrivLeak is of other texts; run it again"):
+    with pytest.raises(UserError, match="old: of an earlier version, which kept other states; run it again"):
         summarize([finished, old], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -249,11 +284,17 @@ def test_summary_has_all_states_and_the_folds(finished: Path, tmp_path: Path) ->
     written = list(csv.DictReader((tmp_path / "runs.csv").read_text().splitlines()))
     assert [(row["model"], row["state"]) for row in written] == [(row["model"], row["state"]) for row in rows]
     models_ = results(finished)["models"]
-    assert len(rows) == len(models_) + sum(model[state] is not None for model in models_ for state in ("selected", "stopped"))
+    states = ("selected", "usable", "stopped")
+    assert len(rows) == len(models_) + sum(model[state] is not None for model in models_ for state in states)
     assert float(written[0]["knowmem"]) == models_[0]["metrics"]["knowmem"]
     folds = list(csv.DictReader((tmp_path / "folds.csv").read_text().splitlines()))
     assert [int(row["texts"]) for row in folds] == [2, 4, 6, 8] * 2
-    assert (tmp_path / "folds.png").stat().st_size > 10_000
+    looks = list(csv.DictReader((tmp_path / "looks.csv").read_text().splitlines()))
+    seen = [(m["name"], look) for m in models_[2:] for look in m["method"]["looks"]["balance"]]
+    assert [(row["method"], float(row["auc"]), float(row["utility"])) for row in looks] == [
+        (name, look["auc"], look["utility"]) for name, look in seen
+    ]
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("folds.png", "paths.png"))
     with pytest.raises(UserError, match="no finished run of MUSE"):
         summarize([tmp_path], tmp_path / "other")
 
@@ -402,7 +443,7 @@ def test_the_first_look_at_or_below_the_level_is_kept() -> None:
     found = []
     for value in (0.5, 0.31, 0.3, 0.1):
         look = {"knowmem": value}
-        if muse_run._first("knowmem", 0.3, look, kept):
+        if muse_run._first_down_to("knowmem", 0.3, look, kept):
             kept = look
         found.append(kept)
     assert found == [None, None, {"knowmem": 0.3}, {"knowmem": 0.3}]
