@@ -149,7 +149,26 @@ def locked(folder: Path) -> Iterator[None]:
         file.write(json.dumps({"pid": os.getpid()}))
         file.flush()
         shutil.rmtree(folder / STAGING, ignore_errors=True)
-        yield
+        _held.add(file.fileno())
+        try:
+            yield
+        finally:
+            _held.discard(file.fileno())
+
+
+# Descriptors of the locks that this process holds. A worker of a data loader is a fork, which would hold them for some seconds
+# more where this process is killed.
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    while _held:
+        with suppress(OSError):
+            os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _lock(descriptor: int, folder: Path) -> None:

@@ -55,7 +55,7 @@ def unlearn(
     template: Template = "auto",
     seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
     stop_forget: Annotated[
-        float, typer.Option(help="Stop where forget rows have at most this probability; 0 never does.")
+        float, typer.Option(help="Stop where forget rows, 32 of them, have at most this probability; 0 never does.")
     ] = 0.1,
     retain_budget: Annotated[
         float | None,
@@ -121,7 +121,7 @@ def evaluate(
     before: Annotated[str | None, typer.Option(help="Another model to compare with, e.g. the one before unlearning.")] = None,
     holdout: Annotated[str | None, typer.Option(help="Rows like --forget that no model saw, for membership attacks.")] = None,
     out: Annotated[Path | None, typer.Option(help="New folder for evaluation.json, with all texts and generations.")] = None,
-    rows: Annotated[int, typer.Option(help="Rows of each set at most, evenly spaced.")] = 100,
+    rows: Annotated[int, typer.Option(help="Rows of each set at most, always the same ones.")] = 100,
     new_tokens: NewTokens = 200,
     bf16: Annotated[bool, typer.Option("--bf16", help="Weights of 16 bits.")] = False,
     template: Template = "auto",

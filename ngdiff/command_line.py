@@ -26,8 +26,8 @@ def run(app: typer.Typer, interrupted: str = "interrupted") -> NoReturn:
         status = _complain(str(error))
     except UsageError as error:
         # Of several processes, as torchrun numbers them, all have the same options.
-        first = os.environ.get("RANK", "0") == "0"
-        status = _complain(error.format_message()) if first else 2  # type: ignore[attr-defined]
+        first, message = os.environ.get("RANK", "0") == "0", error.format_message()  # type: ignore[attr-defined]
+        status = _complain(message) if first and message else 2  # without a command the help has been printed
     except (KeyboardInterrupt, typer.Abort):
         print(f"\n{interrupted}", file=sys.stderr)
         status = 130

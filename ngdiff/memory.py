@@ -52,7 +52,7 @@ class Estimate:
     Attributes:
         parts: what for -> bytes, counted.
         activations: bytes, an estimate.
-        seconds: of training, an estimate.
+        seconds: of training, an estimate: what passes over the weights take, without what is done once, such as compiling.
         probe: bytes of the weights that an automatic rate looks at, where they need a buffer of their own. It is there when
             activations are not.
         whole: where training splits the weights: bytes of all of them and of a share, which are there before and after it.
@@ -79,7 +79,7 @@ class Estimate:
         if self.whole:
             yield _line("or, before and after training, all weights", _size(self.whole))
         yield _line("memory in all (about)", _size(self.bytes))
-        yield _line("training time (an estimate, within a factor 3)", _duration(self.seconds))
+        yield _line("training time of all epochs (a rough estimate)", _duration(self.seconds))
 
 
 @contextmanager
@@ -127,6 +127,7 @@ def estimate(
     batch: int,
     longest: int,
     tokens: int,
+    read: int = 0,
     computing: torch.dtype,
     checkpointing: bool,
     speed: float,
@@ -142,7 +143,8 @@ def estimate(
         base: "base" and "momentum" of the optimizer.
         batch: rows of a task that are read at once.
         longest: tokens of the longest row.
-        tokens: of all rows of both tasks that the run reads.
+        tokens: of all rows of both tasks that the run learns from.
+        read: tokens that it only reads, to find a rate or whether to stop.
         computing: dtype of activations.
         checkpointing: whether activations are computed again in the backward.
         speed: operations a second that training reaches.
@@ -166,7 +168,8 @@ def estimate(
     if processes > shards:
         parts["gradients as DDP exchanges them"] = model.trained * model.trained_itemsize
     whole = weights + weights // shards if shards > 1 else 0
-    operations = (8 if checkpointing else 6) * model.weights * tokens  # a weight and token: 2 forward, 4 backward
+    # A weight and token: 2 forward, 4 backward.
+    operations = model.weights * ((8 if checkpointing else 6) * tokens + 2 * read)
     probe = model.trained * dtype.itemsize // shards if automatic and gradient_dtype not in (None, dtype) else 0
     activations = _activations(model, batch * longest, computing.itemsize, checkpointing)
     if computing.itemsize < model.itemsize and not checkpointing:

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
+
+from ngdiff.text import visible
 
 
 class Progress:
@@ -49,6 +52,10 @@ class Progress:
         with self.console.status(name) as status:
             yield lambda part: status.update(f"{name}: {part}")
         self._done(name, time.monotonic() - start)
+
+    def say(self, line: str) -> None:
+        """A line beside the bars; nothing in it acts on the terminal."""
+        self.console.print(Text(visible(line)))
 
     def _bars(self) -> Bars:
         columns = (

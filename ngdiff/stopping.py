@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ngdiff.distributed import is_sharded, reshard
 
+CHECK_ROWS = 32  # rows of each task at which a run looks, drawn once
 STEPS = "steps"
 FORGOTTEN = "forget probability at or below the target"
 OVER_BUDGET = "retain loss above the budget, best checkpoint restored"

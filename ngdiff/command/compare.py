@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,9 +16,9 @@ from ngdiff.command.inputs import Reading, Source
 from ngdiff.errors import UserError
 from ngdiff.files import write_json
 from ngdiff.lm import loading
-from ngdiff.lm.data import Data
+from ngdiff.lm.data import Data, check_disjoint
 from ngdiff.lm.devices import default_device
-from ngdiff.lm.evaluation import FORGET, NEW_TOKENS, RETAIN, ScoredRow, evaluate, summary
+from ngdiff.lm.evaluation import FORGET, HOLDOUT, NEW_TOKENS, RETAIN, ScoredRow, evaluate, summary
 from ngdiff.processes import alike, is_first
 from ngdiff.progress import Progress
 from ngdiff.text import number, visible
@@ -39,7 +39,7 @@ class Comparison:
     Attributes:
         models: what a model is called in tables -> (option, hub id or folder).
         forget, retain, holdout: sources of rows; the holdout is of rows that no model was trained on.
-        rows: of each set at most, evenly spaced.
+        rows: of each set at most, drawn once and for all.
         new_tokens: length of a generation at most.
         bf16: weights of 16 bits.
         out: folder for evaluation.json, which has all texts and generations.
@@ -65,16 +65,33 @@ class Comparison:
             inputs.check_positive(rows=self.rows, new_tokens=self.new_tokens)
             if self.out is not None and is_first():
                 inputs.check_folder("--out", self.out)
-            sets = inputs.read_all(forget=self.forget, retain=self.retain, holdout=self.holdout)
-            sources = {name: inputs.prepare(option, model, sets, self.reading) for name, (option, model) in self.models.items()}
+            sets = self._sets()
+            sources = self._sources(sets)
+        progress = Progress(console)
         for remark in dict.fromkeys(line for source in sources.values() for line in inputs.remarks(sets, source)):
-            console.print(Text(remark))
-        found = {name: self._evaluated(name, source, Progress(console)) for name, source in sources.items()}
+            progress.say(remark)
+        found = {name: self._evaluated(name, source, progress) for name, source in sources.items()}
+        if self.out is not None and is_first():
+            self._write(self.out, sets, sources, found)
         console.print(table({name: summary(one) for name, one in found.items()}))
         for text in side_by_side(found):
             console.print(text)
-        if self.out is not None and is_first():
-            self._write(self.out, sets, sources, found)
+
+    def _sets(self) -> dict[str, Data]:
+        sets = inputs.read_all(forget=self.forget, retain=self.retain, holdout=self.holdout)
+        for name in (FORGET, RETAIN) if HOLDOUT in sets else ():
+            check_disjoint(sets[HOLDOUT], sets[name])  # an attack would find no difference between rows and themselves
+        return sets
+
+    def _sources(self, sets: Mapping[str, Data]) -> dict[str, Source]:
+        """Each model's, with texts in pieces of one length, which all can hold."""
+
+        def prepared(reading: Reading) -> dict[str, Source]:
+            return {name: inputs.prepare(option, model, sets, reading) for name, (option, model) in self.models.items()}
+
+        sources = prepared(self.reading)
+        lengths = {source.encoder.length for source in sources.values()}
+        return sources if len(lengths) == 1 else prepared(replace(self.reading, length=min(lengths)))
 
     def _evaluated(self, name: str, source: Source, progress: Progress) -> dict[str, list[ScoredRow]]:
         gc.collect()  # one model at a time
@@ -123,15 +140,20 @@ def table(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
 
 
 def side_by_side(found: Mapping[str, Found]) -> Iterator[Table]:
-    """Some rows with what each model says. Nothing in a text acts on the terminal: controls appear as their escapes."""
+    """Some rows with what each model says. Nothing in a text acts on the terminal: controls appear as their escapes.
+
+    Texts are cut into pieces of so many tokens, in which tokenizers differ: pieces that not all models have are left out.
+    """
     first = next(iter(found.values()))
+    said = {model: {name: {row.prompt: row.generation for row in one[name]} for name in SHOWN} for model, one in found.items()}
     for name, count in SHOWN.items():
-        for i, row in enumerate(first[name][:count]):
+        common = [(i, row) for i, row in enumerate(first[name]) if all(row.prompt in one[name] for one in said.values())]
+        for i, row in common[:count]:
             shown = Table(show_header=False, title=f"{name}, row {i + 1}", title_justify="left", min_width=60)
             for label, text in (("prompt", row.prompt), ("answer", row.answer)):
                 shown.add_row(label, _short(text))
-            for model, one in found.items():
-                shown.add_row(model, _short(one[name][i].generation))
+            for model, one in said.items():
+                shown.add_row(model, _short(one[name][row.prompt]))
             yield shown
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ngdiff.errors import UserError
+from ngdiff.files import LONGEST, can_be_named
 from ngdiff.lm import data, loading
-from ngdiff.lm.batches import spread
+from ngdiff.lm.batches import drawn
 from ngdiff.lm.data import Data, Encoded, RowEncoder
 from ngdiff.lm.loading import Trust
 
@@ -50,8 +51,8 @@ class Source:
     sets: dict[str, list[Encoded]]
 
     def sample(self, rows: int) -> dict[str, list[Encoded]]:
-        """At most so many rows of each set, evenly spaced."""
-        return {name: spread(members, rows) for name, members in self.sets.items()}
+        """At most so many rows of each set, always the same."""
+        return {name: drawn(members, rows) for name, members in self.sets.items()}
 
 
 def prepare(option: str, name: str, sets: Mapping[str, Data], reading: Reading) -> Source:
@@ -86,7 +87,7 @@ def remarks(sets: Mapping[str, Data], source: Source) -> Iterator[str]:
     """What was done with the rows that the user may not expect."""
     for name, one in sets.items():
         if one.ignored:
-            yield f"--{name}: {len(one.ignored)} further fields are not read: {', '.join(one.ignored)}"
+            yield f"--{name}: {len(one.ignored)} further fields are not read: {data.named(one.ignored)}"
         pieces = len(source.sets[name])
         if pieces > len(one.rows):
             yield f"--{name}: texts longer than {source.encoder.length} tokens were cut, {len(one.rows)} into {pieces} pieces"
@@ -98,6 +99,8 @@ def check_folder(option: str, folder: Path) -> None:
     Raises:
         UserError: it cannot be used.
     """
+    if not can_be_named(folder):
+        raise UserError(f"{option}: {str(folder)[:40]!r}... has a name of more than {LONGEST} bytes; give a shorter one")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{option}: {str(folder)!r} is a file; give a folder")
     if folder.is_dir() and any(folder.iterdir()):

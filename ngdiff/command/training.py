@@ -15,6 +15,7 @@ from ngdiff.checkpoints import CheckpointError
 from ngdiff.command.settings import BASES, Settings
 from ngdiff.errors import UserError
 from ngdiff.processes import RankError, alike, count, said_once
+from ngdiff.stopping import FORGOTTEN
 
 Rows = Sequence[Mapping[str, list[int]]]
 # FSDP2 with each layer by itself, in accelerate's words: the names of the arguments of TrainingArguments have changed.
@@ -52,7 +53,14 @@ class Trained:
 
 
 def train(
-    model: Any, tokenizer: Any, tasks: Tasks, settings: Settings, folder: Path, on_step: Callable[[int, int], None]
+    model: Any,
+    tokenizer: Any,
+    tasks: Tasks,
+    settings: Settings,
+    folder: Path,
+    on_step: Callable[[int, int], None],
+    *,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Trained:
     """Unlearn, in place. Goes on from the newest checkpoint in `folder`, if there is one.
 
@@ -63,9 +71,11 @@ def train(
         settings: how.
         folder: for checkpoints.
         on_step: called with steps done and steps in all.
+        say: called with a line for each checkpoint that is damaged, and for the one that the run goes on from.
 
     Raises:
-        UserError: the run does not fit into memory, cannot be done in this way, or came to gradients that are not finite.
+        UserError: the run does not fit into memory, cannot be done in this way, came to gradients that are not finite, or was
+            ended by a criterion with the weights as they were.
     """
     from transformers import PrinterCallback, TrainerCallback
 
@@ -97,8 +107,10 @@ def train(
                 **BASES[settings.base],
             )
         trainer.remove_callback(PrinterCallback)  # our progress is shown in its place
+        trainer.say = say
         with _explained(settings):
             trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
+    _check_changed(stopping, trainer.state.global_step)
     logs = [_finite(record) for record in trainer.state.log_history if "retain_loss" in record]
     return Trained(logs, stopping.summary(trainer.state.global_step))
 
@@ -119,12 +131,30 @@ def arguments(settings: Settings, folder: Path, gpu: bool) -> Any:
         bf16=gpu and not settings.bf16,  # float32 weights compute in bfloat16; 16-bit ones do so anyway
         save_strategy="no" if settings.save_every is None else "steps",
         save_steps=settings.save_every or 1,
-        save_total_limit=1,
+        save_total_limit=2,  # one to go on from where the newest is damaged
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         report_to="none",
         dataloader_pin_memory=gpu,
+    )
+
+
+def _check_changed(stopping: StoppingCriteria, steps: int) -> None:
+    """Refuse weights that are those of before: nothing was forgotten, and no card may say so."""
+    if steps and stopping.restored != 0:
+        return
+    _, probability, loss = stopping.checks[0]
+    last, _, lost = stopping.checks[-1]
+    if stopping.fired == FORGOTTEN:
+        raise said_once(
+            f"--stop-forget: found {stopping.forget_target:g}, and the rows to forget have a probability of {probability:.2g} "
+            "before the first step; nothing is written; give a lower one, or 0 to take all steps"
+        )
+    raise said_once(
+        f"--retain-budget: found {stopping.retain_budget:g}, and the held-out retain rows have a loss of {loss:.2g} before the "
+        f"first step and {lost:.2g} at step {last}, with nothing to keep between; nothing is written; give a larger one, or a "
+        "lower --check-every"
     )
 
 

@@ -1,10 +1,11 @@
 """`ngdiff unlearn`: from a model and rows to a model without some of them, with the papers that belong to it."""
 
 import json
+import math
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -12,7 +13,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.text import Text
 
 from ngdiff import machine, memory
 from ngdiff.command import inputs
@@ -21,12 +21,12 @@ from ngdiff.command.inputs import Reading, Source
 from ngdiff.command.papers import card, ending, report
 from ngdiff.command.settings import BASES, Settings
 from ngdiff.command.training import Tasks, train
-from ngdiff.command.workplace import MODEL, TRAINER, workplace
+from ngdiff.command.workplace import MODEL, TRAINER, check_replaceable, workplace
 from ngdiff.distributed import is_sharded, put_together
 from ngdiff.errors import UserError
 from ngdiff.files import write_json, write_text
 from ngdiff.lm import loading
-from ngdiff.lm.batches import spread
+from ngdiff.lm.batches import drawn
 from ngdiff.lm.data import Data, Encoded, check_disjoint
 from ngdiff.lm.devices import default_device, free_memory
 from ngdiff.lm.evaluation import FORGET, RETAIN, evaluate, summary
@@ -34,6 +34,7 @@ from ngdiff.lm.sources import file_hash
 from ngdiff.memory import Estimate
 from ngdiff.processes import alike, count, is_first
 from ngdiff.progress import Progress
+from ngdiff.stopping import CHECK_ROWS
 
 HELD_OUT = 256  # rows at most
 
@@ -66,7 +67,7 @@ class Inputs:
 
     def evaluated(self, rows: int) -> dict[str, list[Encoded]]:
         """What the figures before and after are of."""
-        return {FORGET: spread(self.source.sets[FORGET], rows), RETAIN: spread(self.held_out, rows)}
+        return {FORGET: drawn(self.source.sets[FORGET], rows), RETAIN: drawn(self.held_out, rows)}
 
 
 @dataclass(frozen=True)
@@ -103,21 +104,23 @@ class Unlearning:
             self.settings.check()
             if is_first():
                 inputs.check_folder("--out", self.out)
+                check_replaceable(self.out)
             found = self._inputs()
             lines = [*inputs.remarks(found.sets, found.source), *self._announced(found)]
+        progress = Progress(console)
         for line in lines:
-            console.print(Text(line))
+            progress.say(line)
         if dry:
             return
         with alike():
             identity = self._identity(found)
         with workplace(self.out, identity) as work:
-            outcome = self._unlearned(found, work, Progress(console))
+            outcome = self._unlearned(found, work, progress)
             console.print(table({name: outcome[name] for name in ("before", "after")}))
-            console.print(Text(ending(outcome["stopping"])))
+            progress.say(ending(outcome["stopping"]))
             if is_first():
                 self._finish(work / MODEL, identity | outcome | {"seconds": round(time.monotonic() - start, 1)})
-        console.print(Text(f"written: {self.out}"))
+        progress.say(f"written: {self.out}")
 
     # Before a weight is read
 
@@ -129,7 +132,7 @@ class Unlearning:
         if len(rows) < 2:
             raise UserError(f"--retain: {self.retain!r} has a single row, and one is held out for the figures; give more")
         share = min(max(1, round(self.settings.held_out * len(rows))), HELD_OUT, len(rows) - 1)
-        chosen = set(spread(range(len(rows)), share))
+        chosen = set(drawn(range(len(rows)), share, self.settings.seed))
         held_out = [row for i, row in enumerate(rows) if i in chosen]
         retain = [row for i, row in enumerate(rows) if i not in chosen]
         return Inputs(sets, source, retain, held_out, self._refusals(sets[FORGET], source))
@@ -146,6 +149,8 @@ class Unlearning:
         if count() > 1:
             yield from self._shared_out(len(found.source.sets[FORGET]))
         yield from self._estimate(found).lines()
+        if self.settings.save_every is None:
+            yield "no checkpoints: an interrupted run begins anew; --save-every 50 lets it go on"
 
     def _shared_out(self, rows: int) -> Iterator[str]:
         yield f"{count()} processes, a step has the batches of all"
@@ -157,7 +162,8 @@ class Unlearning:
         with memory.without_weights():
             counted = memory.counted(self._adapted(loading.build(found.source.config, self.reading.trust, dtype)), dtype)
         computing = torch.bfloat16 if device.type == "cuda" else dtype
-        lengths = [[len(row.example.ids) for row in rows] for rows in (found.source.sets[FORGET], found.retain)]
+        tasks = found.source.sets[FORGET], found.retain
+        lengths = [[len(row.example.ids) for row in rows] for rows in tasks]
         pairs = settings.epochs * len(lengths[0]) / count()
         return memory.estimate(
             counted,
@@ -165,6 +171,7 @@ class Unlearning:
             batch=settings.batch,
             longest=max(map(max, lengths)),
             tokens=round(pairs * sum(map(fmean, lengths))),
+            read=round(self._read(found)),
             computing=computing,
             checkpointing=settings.gradient_checkpointing,
             speed=memory.measured_speed(device, computing),
@@ -173,6 +180,15 @@ class Unlearning:
             processes=count(),
             split=settings.fsdp,
         )
+
+    def _read(self, found: Inputs) -> float:
+        """Tokens that a run of all epochs reads without learning from them: at looks whether to stop, and for probes."""
+        settings, forget = self.settings, found.source.sets[FORGET]
+        steps = settings.epochs * math.ceil(len(forget) / (settings.batch * settings.accumulate * count()))
+        looks = 1 + steps // settings.steps_between_looks(len(forget)) if settings.stop_forget or settings.retain_budget else 0
+        per_look = sum(min(CHECK_ROWS, len(rows)) * _mean_length(rows) for rows in (forget, found.held_out))
+        probes = 3 * (5 + steps / 10) if isinstance(settings.rate, str) else 0
+        return looks * per_look + probes * settings.batch * settings.accumulate * _mean_length(found.retain)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -211,7 +227,7 @@ class Unlearning:
         model = self._adapted(model)
         tokenizer = found.source.encoder.tokenizer
         with progress.task("unlearn") as on_step:
-            trained = train(model, tokenizer, found.tasks, self.settings, work / TRAINER, on_step)
+            trained = train(model, tokenizer, found.tasks, self.settings, work / TRAINER, on_step, say=progress.say)
         free_memory()  # of the optimizer
         if any(map(is_sharded, model.parameters())):
             whole = self._adapted(self._loaded())
@@ -229,7 +245,10 @@ class Unlearning:
 
     def _loaded(self) -> Any:
         with alike():
-            return loading.load_model(self.model, default_device(), self.reading.trust, self._dtype)
+            model = loading.load_model(self.model, default_device(), self.reading.trust, self._dtype)
+            if not any(parameter.requires_grad for parameter in model.parameters()):  # transformers freezes what has adapters
+                raise UserError(f"--model: {self.model!r} has adapters, which are not merged; give the merged model")
+            return model
 
     def _figures(self, model: Any, found: Inputs, progress: Progress, when: str) -> dict[str, dict[str, float]]:
         with progress.spinner(f"evaluate {when} unlearning") as on_part:
@@ -254,6 +273,10 @@ class Unlearning:
         write_text(model / "README.md", card(manifest))
         write_text(model / "report.html", report(manifest, logs))
         os.replace(model, self.out)
+
+
+def _mean_length(rows: Sequence[Encoded]) -> float:
+    return fmean(len(row.example.ids) for row in rows)
 
 
 def _checkpoint_activations(model: Any) -> None:

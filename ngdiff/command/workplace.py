@@ -1,20 +1,41 @@
 """The hidden folder that `ngdiff unlearn` works in: of one run at a time, and kept only for one to go on from."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from ngdiff import checkpoints
 from ngdiff.checkpoints import CheckpointError
 from ngdiff.command import inputs
 from ngdiff.errors import UserError
-from ngdiff.files import read_json, write_json
+from ngdiff.files import LONGEST, read_json, unwritten, write_json
 from ngdiff.processes import alike, is_first
 
 SETTINGS = "settings.json"
 TRAINER, MODEL = "trainer", "model"  # folders in it
+
+
+NAME = LONGEST - len("..unfinished")  # bytes of a name that leave room for what is put around it
+
+
+def check_replaceable(out: Path) -> None:
+    """Whether a finished folder can be put in the place of `out`, which is absent or empty.
+
+    Raises:
+        UserError: it cannot.
+    """
+    remedy = "give a new folder"
+    if len(os.fsencode(out.absolute().name)) > NAME:
+        raise UserError(f"--out: found a name of {len(os.fsencode(out.name))} bytes; give one of {NAME} at most")
+    if out.is_symlink():
+        raise UserError(f"--out: {str(out)!r} is a symbolic link, which would be replaced; {remedy}")
+    if out.is_dir() and (out.samefile(Path.cwd()) or out.is_mount()):
+        raise UserError(f"--out: {str(out)!r} is in use, as the current folder or a mount point; {remedy} in it")
 
 
 @contextmanager
@@ -86,7 +107,6 @@ def _explained(out: Path) -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise UserError(f"--out: {error}") from None
-    except OSError as error:  # a full disk; what is read raises errors of its own
-        raise UserError(
-            f"--out: {str(out)!r} cannot be written ({error.strerror}); make room, or give another folder"
-        ) from None
+    except (OSError, SafetensorError) as error:  # a full disk; what is read raises errors of its own
+        reason = unwritten(error, out.absolute().parent)
+        raise UserError(f"--out: {str(out)!r} cannot be written ({reason}); make room, or give another folder") from None

@@ -118,3 +118,14 @@ def shuffled_batches(lengths: Sequence[int], size: int, generator: torch.Generat
 def spread(rows: Sequence[T], count: int) -> list[T]:
     """At most `count` of the rows, evenly spaced: they often come by author or topic."""
     return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else list(rows)
+
+
+def drawn(rows: Sequence[T], count: int, seed: int = 0) -> list[T]:
+    """At most `count` of the rows, drawn by the seed alone, in their order.
+
+    For rows whose order is not known: where each topic has equally many, evenly spaced ones are the same question of each.
+    """
+    if len(rows) <= count:
+        return list(rows)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed), device="cpu")
+    return [rows[i] for i in sorted(order[:count].tolist())]

@@ -38,6 +38,15 @@ def conversation(tokenizer: Any, turns: Sequence[Turn], place: str) -> Example:
     return Example(tuple(ids), first, unscored=tuple(_gaps(scored, first)))
 
 
+def tokens(tokenizer: Any, turns: Sequence[Turn], place: str) -> int:
+    """How many tokens the whole of a conversation has, what comes after its last turn included.
+
+    Raises:
+        UserError: the template refuses the conversation.
+    """
+    return len(tokenizer(_written(tokenizer, turns, place), add_special_tokens=False)["input_ids"])
+
+
 def prompt_ids(tokenizer: Any, turns: Sequence[Turn], place: str) -> tuple[int, ...]:
     """What the last turn, the assistant's, is generated from."""
     text = _written(tokenizer, turns[:-1], place, add_generation_prompt=True)

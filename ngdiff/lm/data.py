@@ -20,6 +20,7 @@ QA, PROMPT, TEXT, CHAT = "question and answer", "prompt and completion", "text",
 # Kind of row -> its fields. Others may stand beside them, which are not read.
 FIELDS = {QA: ("question", "answer"), PROMPT: ("prompt", "completion"), TEXT: ("text",), CHAT: ("messages",)}
 ROLES = ("system", "user", ASSISTANT)
+ENDLESS = 16  # characters of a conversation to a token of the length at most: a longer one is counted before it is read
 SHOWN = 200  # tokens of a text that its continuation is generated from at most
 
 
@@ -125,18 +126,18 @@ def read(option: str, source: str) -> Data:
     return Data(option, source, kind, tuple(rows), sha256, tuple(sorted(ignored)))
 
 
-def check_disjoint(forget: Data, retain: Data) -> None:
-    """Whether no row is to be forgotten and retained at once.
+def check_disjoint(some: Data, others: Data) -> None:
+    """Whether no row is in both of two sets, such as those to forget and to retain.
 
     Raises:
         UserError: one is.
     """
-    places = {row.turns: row.place for row in retain.rows}
-    both = [row for row in forget.rows if row.turns in places]
+    places = {row.turns: row.place for row in others.rows}
+    both = [row for row in some.rows if row.turns in places]
     if both:
         raise UserError(
-            f"{both[0].place}: the same row is to be retained, {places[both[0].turns]} ({len(both)} rows are in both); "
-            f"remove it from {forget.option} or {retain.option}"
+            f"{both[0].place}: the same row is in {others.option}, {places[both[0].turns]} ({len(both)} rows are in both); "
+            f"remove it from {some.option} or {others.option}"
         )
 
 
@@ -174,16 +175,16 @@ class RowEncoder:
         }
         encoded = encode[data.kind](data.rows)
         if data.kind != TEXT:
-            self._check_lengths(data, [len(row.example.ids) for row in encoded])
+            self._check_lengths(data.rows, [len(row.example.ids) for row in encoded])
         return encoded
 
-    def _check_lengths(self, data: Data, lengths: Sequence[int]) -> None:
+    def _check_lengths(self, rows: Sequence[Row], lengths: Sequence[int]) -> None:
         long = [i for i, length in enumerate(lengths) if length > self.length]
         if long:
             longest = max(lengths)
             raising = f"give --length {longest}, or " if self.most is None or longest <= self.most else ""
             raise UserError(
-                f"{data.rows[long[0]].place}: {lengths[long[0]]} tokens, more than --length {self.length} ({len(long)} such "
+                f"{rows[long[0]].place}: {lengths[long[0]]} tokens, more than --length {self.length} ({len(long)} such "
                 f"rows, the longest of {longest}); {raising}shorten or split them"
             )
 
@@ -197,6 +198,9 @@ class RowEncoder:
     def _conversations(self, rows: Sequence[Row]) -> list[Encoded]:
         if not self.tokenizer.chat_template:
             raise UserError(f"{rows[0].place}: messages need a tokenizer with a chat template, and --model has none; give text")
+        # A template writes a conversation anew for each of its turns, which would take hours for one far too long.
+        endless = [row for row in rows if sum(len(content) for _, content in row.turns) > ENDLESS * self.length]
+        self._check_lengths(endless, [chat.tokens(self.tokenizer, row.turns, row.place) for row in endless])
         return [
             Encoded(
                 chat.conversation(self.tokenizer, row.turns, row.place),
@@ -232,7 +236,12 @@ def _kind(raw: RawRow) -> str:
 
 
 def _names(fields: Sequence[str]) -> str:
-    return "found " + (", ".join(f"{name!r:.40}" for name in fields[:8]) or "none") + (", ..." if len(fields) > 8 else "")
+    return f"found {named(fields) or 'none'}"
+
+
+def named(fields: Sequence[str]) -> str:
+    """Names of fields, the first few, as literals: they come from the rows and may hold anything."""
+    return ", ".join(f"{name!r:.40}" for name in fields[:8]) + (", ..." if len(fields) > 8 else "")
 
 
 def _turns(raw: RawRow, kind: str) -> tuple[Turn, ...]:

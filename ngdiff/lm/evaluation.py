@@ -11,6 +11,7 @@ from ngdiff.lm.generation import greedy
 from ngdiff.lm.membership import Exposure, attacks, zlib_ratio
 from ngdiff.lm.rouge import rouge_recall
 from ngdiff.lm.scoring import Score, answer_scores
+from ngdiff.objectives import IGNORE
 from ngdiff.processes import shared_out
 
 FORGET, RETAIN, HOLDOUT = "forget", "retain", "holdout"
@@ -83,7 +84,9 @@ def evaluate(
         scores = answer_scores(model, [row.example for row in rows], pad, range(len(rows)))
         on_part("generating")
         generated = greedy(model, [row.prompt_ids for row in rows], eos, pad, new_tokens)
-        return [_scored(row, score, encoder.qa.decode(ids)) for row, score, ids in zip(rows, scores, generated, strict=True)]
+        read = [encoder.qa.decode([label for label in row.example.labels if label != IGNORE]) for row in rows]
+        written = map(encoder.qa.decode, generated)
+        return [_scored(*parts) for parts in zip(rows, scores, read, written, strict=True)]
 
     scored = iter(shared_out([row for members in sets.values() for row in members], compute))
     return {name: [next(scored) for _ in members] for name, members in sets.items()}
@@ -101,9 +104,10 @@ def summary(found: Mapping[str, Sequence[ScoredRow]]) -> dict[str, dict[str, flo
     return means
 
 
-def _scored(row: Encoded, score: Score, generation: str) -> ScoredRow:
+def _scored(row: Encoded, score: Score, text: str, generation: str) -> ScoredRow:
+    """With `text`, all that was scored: of a conversation every turn of the assistant, of a text its prompt too."""
     recall = score.recall
     assert recall is not None
-    exposure = Exposure(score.nll, zlib_ratio(score.nll, row.answer), recall.min_k, recall.min_k_plus)
+    exposure = Exposure(score.nll, zlib_ratio(score.nll, text), recall.min_k, recall.min_k_plus)
     rouge, known = rouge_recall(row.answer, generation), (recall.exact_memorisation, recall.extraction_strength)
     return ScoredRow(row.prompt, row.answer, generation, score.nll, rouge, *known, exposure)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ngdiff.errors import UserError
+from ngdiff.files import can_be_named
 
 SUGGESTION = "give a hub id or a model folder"
 
@@ -107,7 +108,7 @@ def check_weights(source: str, trust: Trust = NONE, option: str = "--model") -> 
         UserError: it holds none, or only pickled ones, which are not trusted.
     """
     folder = Path(source)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+    if not can_be_named(folder) or not folder.is_dir() or any(folder.glob("*.safetensors")):
         return
     if not any(folder.glob("*.bin")):
         raise UserError(f"{option}: {source!r} holds no weights, no file *.safetensors; {SUGGESTION}")

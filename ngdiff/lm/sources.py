@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ngdiff.errors import UserError
+from ngdiff.files import can_be_named
 
 LINE = 1 << 24  # bytes of a line at most: a file without line ends would otherwise be read into memory whole
 HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -36,7 +37,7 @@ def raw_rows(option: str, source: str) -> Iterator[RawRow]:
         UserError: there is no such source, or a row of it cannot be read; what, where, and the remedy.
     """
     path = Path(source)
-    if path.suffix not in READERS and not path.exists():
+    if path.suffix not in READERS and not (can_be_named(path) and path.exists()):
         return _hub(option, source)
     if path.suffix not in READERS:
         kind = "a folder" if path.is_dir() else f"a file of the kind {path.suffix!r}"

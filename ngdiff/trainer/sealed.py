@@ -1,7 +1,7 @@
 """A Trainer whose runs survive: one run a folder, and checkpoints that are whole, proved so, or absent."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from ngdiff import checkpoints
 from ngdiff.checkpoints import CheckpointError
+from ngdiff.files import unwritten
 from ngdiff.processes import RankError, decided_by_first, together
 
 logger = logging.get_logger(__name__)
@@ -25,6 +26,7 @@ class SealedTrainer(Trainer):
     """
 
     _staged: Path | None = None
+    say: Callable[[str], None] = staticmethod(logger.warning)  # where a run goes on from, and which checkpoint is damaged
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As Trainer's; the output folder is locked meanwhile.
@@ -77,9 +79,10 @@ class SealedTrainer(Trainer):
         if isinstance(resume, str | os.PathLike):
             checkpoints.check(Path(resume))
             return str(resume)
-        found = checkpoints.newest(Path(self.args.output_dir), logger.warning) if resume else None
-        if resume and found is None:
-            logger.warning(f"{self.args.output_dir}: no whole checkpoint; the run starts from the beginning")
+        found = checkpoints.newest(Path(self.args.output_dir), self.say) if resume else None
+        if resume:
+            none = f"{self.args.output_dir}: no whole checkpoint; the run starts from the beginning"
+            self.say(none if found is None else f"{found}: the run goes on from here")
         return None if found is None else str(found)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -103,8 +106,8 @@ class SealedTrainer(Trainer):
             with together():
                 if self.args.should_save:
                     self._publish(self._staged / name, run / name)
-        except Exception as error:  # of the system, torch or safetensors: they name a full disk in three ways
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        except Exception as error:  # of the system, torch or safetensors
+            reason = unwritten(error, run)
             raise CheckpointError(
                 f"{run / name}: cannot be written ({reason}); make room or mend that and resume: what was saved is whole"
             ) from error

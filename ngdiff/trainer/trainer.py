@@ -16,19 +16,18 @@ from transformers import TrainingArguments
 from ngdiff import rules
 from ngdiff.distributed import refuse_deepspeed
 from ngdiff.learning_rate import AutoLearningRate
-from ngdiff.lm.batches import spread
+from ngdiff.lm.batches import drawn
 from ngdiff.lm.objectives import FORGET, RETAIN, Objective, Output, layer
 from ngdiff.lm.pairs import PairCollator, PairedRows, PairSampler, Row
 from ngdiff.lm.said import Said
 from ngdiff.objectives import IGNORE
 from ngdiff.optimizer import TASKS, TwoTaskOptimizer
-from ngdiff.stopping import StoppingCriteria
+from ngdiff.stopping import CHECK_ROWS, StoppingCriteria
 from ngdiff.trainer.criteria import Criteria
 from ngdiff.trainer.sealed import SealedTrainer
 from ngdiff.trainer.step import Accumulated, Batch, Meter, NoSchedule, StepWithoutArguments
 from ngdiff.trainer.watch import Watch
 
-CHECK_ROWS = 32  # rows of each task at which stopping criteria look
 # For each task: text that an objective reads -> part of a batch that has it.
 TEXTS = {"retain": {"answer": "retain"}, "forget": {"answer": "forget", "refusal": "refusal"}}
 
@@ -67,7 +66,7 @@ class NGDiffTrainer(SealedTrainer):
             `output_dir`/_reference.
         momentum, low_precision, gradient_dtype: as `TwoTaskOptimizer` has them.
         max_skipped_steps: this many steps in a row whose gradients or losses are not finite end the run.
-        stopping: criteria, looked at every `check_every` steps and after the last.
+        stopping: criteria, looked at every `check_every` steps and after the last, on 32 rows of each task that are drawn once.
         held_out_dataset: retain rows that no step sees, for `stopping`; None takes the retain rows.
 
     Raises:
@@ -382,7 +381,8 @@ class NGDiffTrainer(SealedTrainer):
         model, collator = self.accelerator.unwrap_model(self.model), PairCollator(self.pad)
         model.eval()
         with self._autocast():
-            values = [of(_nll(model, self._prepare_inputs(collator([row])))) for row in spread(rows, CHECK_ROWS)]
+            some = drawn(rows, CHECK_ROWS, self.args.seed)
+            values = [of(_nll(model, self._prepare_inputs(collator([row])))) for row in some]
         model.train()
         return float(torch.stack(values).mean())
 

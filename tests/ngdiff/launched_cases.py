@@ -68,14 +68,14 @@ def broken(patch: pytest.MonkeyPatch, fault: str) -> None:
         split(patch, half=fault == "fsdp in 16 bits")
 
 
-def interrupted(*arguments: Any) -> Any:
+def interrupted(*arguments: Any, **options: Any) -> Any:
     """Training that all ranks are told to break off."""
 
     def on_step(done: int, total: int) -> None:
         if done == 5:
             raise KeyboardInterrupt
 
-    return training.train(*arguments[:-1], on_step)
+    return training.train(*arguments[:-1], on_step, **options)
 
 
 def split(patch: pytest.MonkeyPatch, half: bool) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -273,22 +273,10 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     assert same(state(resumed), state(whole))
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """1 MiB of memory as a disk."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("a tmpfs can be mounted by root alone")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 def test_a_full_tmpfs(small_disk: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"cannot be written .*make room or mend that and resume") as error:
+    with pytest.raises(
+        CheckpointError, match=r"cannot be written \(no space left\); make room or mend that and resume"
+    ) as error:
         run(small_disk, arguments={"save_total_limit": 50, "num_train_epochs": 20}).train()
     assert "\n" not in str(error.value)
     kept = checkpoints.saved(small_disk)
@@ -340,9 +328,14 @@ def test_checkpoints_of_a_run_before_are_neither_written_over_nor_taken(tmp_path
     run(tmp_path, arguments={"save_strategy": "no"}).train()  # writes none
 
 
-def test_a_dead_process_holds_no_lock(tmp_path: Path) -> None:
+@pytest.mark.parametrize("worker", [False, True])
+def test_a_dead_process_holds_no_lock(tmp_path: Path, worker: bool) -> None:
+    """Nor does a fork of it that lives on, as the worker of a data loader does for some seconds."""
+
     def hold() -> None:
         with checkpoints.locked(tmp_path):
+            if worker:
+                (tmp_path / "worker").write_text(str(forked(lambda: time.sleep(60))))
             (tmp_path / "held").touch()
             time.sleep(60)
 
@@ -355,6 +348,8 @@ def test_a_dead_process_holds_no_lock(tmp_path: Path) -> None:
     finished(child)
     with checkpoints.locked(tmp_path):
         pass
+    if worker:
+        os.kill(int((tmp_path / "worker").read_text()), signal.SIGKILL)  # it was there until now
 
 
 def _truncate(path: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from command import HOSTILE, SETS, Called, acts_on_a_terminal, refused
 
+from experiments.lm import models
 from ngdiff.lm import loading
 
 # What is quick
@@ -44,6 +46,12 @@ def test_every_rule_and_objective_has_its_line_and_paper(called: Called) -> None
     assert "  ngdiff[-C]     Normalized gradient difference: d = g_R / ||g_R|| - g_F / ||g_F||. [arXiv 2410.22086]" in lines
 
 
+def test_without_a_command_the_help_is_all(called: Called) -> None:
+    status, out, errors = called.plain()
+    assert (status, errors) == (2, "")
+    assert all(command in out for command in ("unlearn", "evaluate", "rules"))
+
+
 # Evaluation
 
 
@@ -63,6 +71,7 @@ def test_evaluate_compares_two_models_and_keeps_all_of_it(called: Called, folder
         "forget": 3, "retain": 3, "holdout": 3, "membership": None
     }  # fmt: skip
     assert set(after["metrics"]["membership"]) == {"loss", "zlib", "min_k", "min_k_plus"}
+    assert all(auc == 1 for auc in after["metrics"]["membership"].values())  # known by heart, beside never seen
     assert after["rows"]["forget"][0]["answer"].endswith(HOSTILE)
     assert found["data"]["forget"]["rows"] == 4
     assert [len(after["rows"][name]) for name in ("forget", "retain", "holdout")] == [3, 3, 3]
@@ -87,15 +96,22 @@ def test_evaluation_is_that_of_the_rows(called: Called, folder: Path, tmp_path: 
     assert found["metrics"]["retain"]["nll"] == pytest.approx(mean)
 
 
+TURNS = ("Where?", "By the lake.", "And?", "In Rome.")
 FORMS: dict[str, tuple[dict[str, Any], str, str]] = {
     "prompt": ({"prompt": "Where does Ada", "completion": " live?"}, "Where does Ada", " live?"),
     "text": ({"text": "The home of Ada is in Rome."}, "The home of", "Ada is in Rome."),
     "messages": (
-        {"messages": [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "In Rome."}]},
-        "Where?",
+        {
+            "messages": [
+                {"role": role, "content": content} for role, content in zip(("user", "assistant") * 2, TURNS, strict=True)
+            ]
+        },
+        "And?",
         "In Rome.",
     ),
 }
+# Of each form all that is scored.
+SCORED = {"prompt": "live?", "text": "The home of Ada is in Rome.", "messages": "By the lake.In Rome."}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -109,15 +125,58 @@ def test_every_form_of_row_is_evaluated(called: Called, folder: Path, tmp_path: 
     rows = {"forget": tmp_path / "rows.jsonl", "retain": tmp_path / "rows.jsonl"}
     assert called("evaluate", model=tmp_path / "model", out=tmp_path / "out", new_tokens=4, **rows)[0] == 0
     (found,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["models"]["model"]["rows"]["forget"]
+    assert found["answer"].strip()
     assert answer.strip().endswith(found["answer"].strip())
     assert found["prompt"].startswith(prompt)
+    assert found["exposure"]["zlib"] == found["nll"] / len(zlib.compress(SCORED[form].encode()))
 
 
 def test_what_was_done_with_the_rows_is_said(called: Called, tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text(json.dumps({"text": "The home of Ada is in Rome. " * 20, "id": 7}))
     _, printed, _ = called("evaluate", forget=tmp_path / "text.jsonl", new_tokens=2, rows=2, length=40)
     assert re.search(r"--forget: texts longer than 40 tokens were cut, 1 into \d+ pieces", printed)
-    assert "--forget: 1 further fields are not read: id" in printed
+    assert "--forget: 1 further fields are not read: 'id'" in printed
+
+
+def test_models_that_hold_texts_of_different_length_read_the_same_pieces(called: Called, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "model", tmp_path / "short")
+    config = json.loads((tmp_path / "short" / "config.json").read_text())
+    (tmp_path / "short" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32}))
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": "The home of Ada is in Rome. " * 20}))
+    (tmp_path / "kept.jsonl").write_text(json.dumps({"text": "Oslo"}))
+    options = {
+        "before": tmp_path / "short",
+        "forget": tmp_path / "text.jsonl",
+        "retain": tmp_path / "kept.jsonl",
+        "new_tokens": 2,
+    }
+    status, printed, _ = called("evaluate", out=tmp_path / "out", **options)
+    assert status == 0
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["models"]
+    before, after = ([row["prompt"] for row in found[name]["rows"]["forget"]] for name in ("before", "model"))
+    assert before == after
+    assert len(before) > 3
+    assert printed.count("forget, row") == 3
+
+
+def test_pieces_that_one_model_lacks_are_not_shown(called: Called, folder: Path, tmp_path: Path) -> None:
+    """Another tokenizer cuts a text elsewhere; the figures are of all pieces of each."""
+    shutil.copytree(folder / "model", tmp_path / "other")
+    words = [row["question"] for row in SETS["holdout"]] * 30
+    models.train_tokenizer(words, 300).save_pretrained(tmp_path / "other")
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": "The home of Ada is in Rome. " * 20}))
+    (tmp_path / "kept.jsonl").write_text(json.dumps({"text": "x"}))
+    options = {
+        "before": tmp_path / "other",
+        "forget": tmp_path / "text.jsonl",
+        "retain": tmp_path / "kept.jsonl",
+        "new_tokens": 2,
+    }
+    status, printed, _ = called("evaluate", out=tmp_path / "out", length=40, **options)
+    assert status == 0
+    assert "forget, row" not in printed
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["models"]
+    assert len(found["before"]["rows"]["forget"]) > len(found["model"]["rows"]["forget"])
 
 
 def test_evaluation_with_16_bit_weights(called: Called, tmp_path: Path) -> None:
@@ -148,11 +207,18 @@ def test_evaluation_with_16_bit_weights(called: Called, tmp_path: Path) -> None:
         ({"template": "alpaca"}, "--template: unknown template 'alpaca'"),
         ({"template": "chat"}, "--template: 'chat' needs a tokenizer with a chat template"),
         ({"rows": "many"}, "Invalid value for '--rows'"),
+        ({"holdout": "forget"}, "forget.jsonl:1: the same row is in --forget, .*remove it from --holdout or --forget"),
+        ({"holdout": "retain"}, "retain.jsonl:1: the same row is in --retain, .*remove it from --holdout or --retain"),
+        ({"forget": "n" * 300}, "--forget: no file and no hub data set that can be loaded: 'nnn"),
+        ({"forget": "n" * 300 + ".jsonl"}, "--forget: '.*' cannot be read [(]File name too long[)]"),
+        ({"model": "n" * 300}, "--model: 'nnn.*' cannot be loaded"),
+        ({"out": "n" * 300}, "--out: 'nnn.* has a name of more than 255 bytes; give a shorter one"),
         ({"forget": None}, "Missing option '--forget'"),
     ],
 )
 def test_evaluate_refuses(called: Called, changed: dict[str, object], message: str) -> None:
-    refused(called("evaluate", **changed), message)
+    sets = {name: called.folder / f"{value}.jsonl" for name, value in changed.items() if value in SETS}
+    refused(called("evaluate", **changed | sets), message)
 
 
 @pytest.mark.usefixtures("no_weights")

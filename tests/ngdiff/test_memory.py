@@ -147,4 +147,5 @@ def test_time_follows_operations() -> None:
     weights = memory.counted(model, torch.float32).weights
     assert estimated(model, torch.float32).seconds == pytest.approx(6 * weights * 1000 / SPEED)
     assert estimated(model, torch.float32, checkpointing=True).seconds == pytest.approx(8 * weights * 1000 / SPEED)
+    assert estimated(model, torch.float32, read=300).seconds == pytest.approx((6 * 1000 + 2 * 300) * weights / SPEED)
     assert memory.measured_speed(torch.device("cpu"), torch.float32) > 1e6

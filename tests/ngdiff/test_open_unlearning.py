@@ -18,7 +18,7 @@ from ngdiff import checkpoints
 from ngdiff.integrations import launch
 from ngdiff.lm.objectives import FORGET, RETAIN
 from ngdiff.lm.pairs import PairCollator
-from ngdiff.rules import get
+from ngdiff.rules import NGDiff, get
 
 PROJECT = Path(__file__).parent / "open_unlearning"
 NAMES = ("trainer", "ngdiff.integrations.open_unlearning")
@@ -144,9 +144,17 @@ def test_a_script_that_is_not_there() -> None:
         launch.main(["src/train.py"])
 
 
-def test_the_configuration_names_what_is_there() -> None:
+def test_the_configuration_names_what_is_there(project: Any, tmp_path: Path) -> None:
     config = yaml.safe_load((launch.CONFIGS / "trainer" / "NGDiff.yaml").read_text())
     method = config["method_args"]
+    # As its load_trainer_args builds them, on a machine without a GPU; transformers refuses what it does not know.
+    arguments = TrainingArguments(**config["args"] | {"output_dir": str(tmp_path), "use_cpu": True, "report_to": []})
+    assert (arguments.per_device_train_batch_size, arguments.learning_rate, arguments.bf16) == (8, 1e-5, True)
+    dataset = ForgetRetain(tensors(8, 1), tensors(20, 2))
+    trainer = project.load_trainer(
+        config["handler"], tiny.llama(), dataset, tensors(2, 4), Tokenizer(), Collator(), arguments, None, method
+    )
+    assert isinstance(trainer.rule, NGDiff)
     assert config["handler"] == "NGDiff"
     assert method["forget"] in FORGET and method["retain"] in RETAIN
     get(method["rule"])

@@ -216,7 +216,7 @@ def test_a_line_without_end_is_not_read_whole(tmp_path: Path, monkeypatch: pytes
 def test_rows_in_both_files(tmp_path: Path) -> None:
     forget = read("--forget", written(tmp_path / "forget.jsonl", QA))
     retain = read("--retain", written(tmp_path / "retain.csv", [{"question": "New?", "answer": "Yes"}, QA[1]]))
-    message = r"forget.jsonl:2: the same row is to be retained, .*retain.csv:4 \(1 rows are in both\)"
+    message = r"forget.jsonl:2: the same row is in --retain, .*retain.csv:4 \(1 rows are in both\)"
     with pytest.raises(UserError, match=message):
         check_disjoint(forget, retain)
     check_disjoint(forget, read("--retain", written(tmp_path / "other.jsonl", [{"question": "Who?", "answer": "You."}])))
@@ -293,6 +293,18 @@ def test_only_what_the_assistant_says_is_scored_and_each_end_token(own: Any) -> 
     prompt = chat.prompt_ids(own, TALK, "here")
     assert own.decode(prompt).endswith("Where?</s>\n<s>assistant\n")
     assert prompt == example.ids[: len(prompt)]
+
+
+def test_a_conversation_far_too_long_is_refused_without_writing_it_turn_by_turn(
+    own: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writings: list[int] = []
+    write = chat._written
+    monkeypatch.setattr(chat, "_written", lambda *a, **k: writings.append(0) or write(*a, **k))
+    turns = [{"role": role, "content": "Who?"} for role in ("user", "assistant") * 5000]
+    with pytest.raises(UserError, match=r"rows.jsonl:1: \d+ tokens, more than --length 40 .*; give --length \d+, or shorten"):
+        encoded(templated(own, CHATML), tmp_path, [{"messages": turns}], length=40)
+    assert len(writings) == 1
 
 
 def test_a_conversation_without_end_tokens_gets_one(own: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from accelerate import Accelerator, DistributedType
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -337,6 +338,25 @@ def test_it_stops_at_the_forget_target(tmp_path: Path) -> None:
     assert [step for step, _, _ in stopping.checks] == list(range(0, run.state.global_step + 1, 2))
 
 
+def test_looks_are_at_rows_drawn_at_random(tmp_path: Path) -> None:
+    """Of 64 rows 32 are looked at. Every other one would be all of one kind where subjects have two rows each."""
+    rows = tiny.rows(64, 1)
+    run = trainer(tmp_path, forget_dataset=rows, refusal_dataset=None, stopping=StoppingCriteria(forget_target=0.1))
+    looked: list[int] = []
+    prepare = run._prepare_inputs
+
+    def seen(batch: Any) -> Any:
+        looked.append(next(i for i, row in enumerate(rows) if row["input_ids"] == batch["input_ids"][0].tolist()))
+        return prepare(batch)
+
+    run._prepare_inputs = seen
+    for _ in range(2):
+        run._mean_over(rows, torch.exp)
+    first, again = looked[:32], looked[32:]
+    assert first == again == sorted(set(first))
+    assert 8 < sum(i % 2 for i in first) < 24  # drawn evenly: so many with a probability of 0.998
+
+
 @pytest.mark.parametrize("criteria", [{"forget_target": 1.0}, {"retain_budget": 1e-3}])
 def test_it_takes_no_step_where_there_is_nothing_to_do(tmp_path: Path, criteria: dict[str, float]) -> None:
     """Forgotten already, or over the budget from the beginning."""
@@ -414,3 +434,14 @@ def test_refusals(tmp_path: Path, changes: dict[str, Any], message: str) -> None
     with pytest.raises(ValueError, match=message) as error:
         trainer(tmp_path, **changes)
     assert "\n" not in str(error.value)
+
+
+def test_deepspeed_is_refused_as_an_argument_and_as_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An argument before its engine is imported, which is not installed here; a plugin comes by accelerate's configuration."""
+    asked = arguments(tmp_path)
+    asked.deepspeed = {"zero_optimization": {"stage": 2}}
+    with pytest.raises(ValueError, match="deepspeed: its engine steps inside backward and keeps one gradient; use FSDP2"):
+        NGDiffTrainer(tiny.llama(), asked, forget_dataset=FORGETTING, retain_dataset=RETAINING)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(ValueError, match=r"accelerate: DeepSpeed.*use FSDP2"):
+        trainer(tmp_path)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from command import HOSTILE, SETS, Called, acts_on_a_terminal, hostile, refused
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ngdiff.command import papers, unlearn
 from ngdiff.command.settings import Settings
@@ -120,7 +122,7 @@ class Caught:
         self.tasks: Tasks | None = None
         self.settings: Any = None
 
-    def __call__(self, model: Any, tokenizer: Any, tasks: Tasks, settings: Any, folder: Path, on_step: Any) -> Trained:
+    def __call__(self, model: Any, tokenizer: Any, tasks: Tasks, settings: Any, *_: Any, **__: Any) -> Trained:
         self.tasks, self.settings = tasks, settings
         return Trained([], {"reason": "steps", "steps": 0, "restored_step": None})
 
@@ -172,13 +174,13 @@ class Interrupting:
         self.after, self.train, self.steps = after, unlearn.train, []
         monkeypatch.setattr(unlearn, "train", self)
 
-    def __call__(self, *arguments: Any) -> Trained:
+    def __call__(self, *arguments: Any, **options: Any) -> Trained:
         def on_step(done: int, total: int) -> None:
             self.steps.append(done)
             if len(self.steps) == self.after:
                 raise KeyboardInterrupt
 
-        return self.train(*arguments[:-1], on_step)
+        return self.train(*arguments[:-1], on_step, **options)
 
 
 def test_the_same_command_goes_on_where_it_was_interrupted(
@@ -193,19 +195,44 @@ def test_the_same_command_goes_on_where_it_was_interrupted(
     refused(
         other, "--out: '.*[.]out.unfinished' holds an interrupted run with other settings or data; give those, or delete it"
     )
-    assert called("unlearn", out=tmp_path / "out", **options)[0] == 0
-    assert interrupting.steps == [1, 2, 3, 4, 5, 5, 6, 7, 8]  # the checkpoint is of step 4
+    status, printed, _ = called("unlearn", out=tmp_path / "out", **options)
+    assert status == 0
+    assert re.search(r"checkpoint-4:\s+the\s+run\s+goes\s+on\s+from\s+here", printed)
+    assert "no checkpoints" not in printed
+    assert interrupting.steps == [1, 2, 3, 4, 5, 5, 6, 7, 8]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
     whole, resumed = (load_model(tmp_path / name, torch.device("cpu")).state_dict() for name in ("whole", "out"))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 8
 
 
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
+    called: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"epochs": 4, "batch": 2, "save_every": 2} | QUICK
+    assert called("unlearn", out=tmp_path / "whole", **options)[0] == 0
+    interrupting = Interrupting(7, monkeypatch)
+    assert called("unlearn", out=tmp_path / "out", **options)[0] == 130
+    damaged = tmp_path / ".out.unfinished" / "trainer" / "checkpoint-6" / "optimizer.pt"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    _, printed, _ = called("unlearn", out=tmp_path / "out", **options)
+    said = " ".join(printed.split())
+    assert "checkpoint-6: optimizer.pt is not what was written; the checkpoint before it is used" in said
+    assert "checkpoint-4: the run goes on from here" in said
+    assert interrupting.steps[7:] == [5, 6, 7, 8]
+    whole, resumed = (load_model(tmp_path / name, torch.device("cpu")).state_dict() for name in ("whole", "out"))
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
 def test_without_checkpoints_an_interrupted_run_leaves_nothing(
     called: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Interrupting(1, monkeypatch)
-    assert called("unlearn", out=tmp_path / "out", **QUICK)[0] == 130
+    status, printed, _ = called("unlearn", out=tmp_path / "out", **QUICK)
+    assert status == 130
+    assert "no checkpoints: an interrupted run begins anew; --save-every 50 lets it go on" in printed
     assert list(tmp_path.iterdir()) == []
 
 
@@ -237,16 +264,67 @@ def test_an_error_of_ours_keeps_its_traceback(called: Called, tmp_path: Path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(called: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"stop_forget": 1},
+            "--stop-forget: found 1, and the rows to forget have a probability of 0.9.* before the first step; ",
+        ),
+        (
+            {"retain_budget": 1e-6},
+            "--retain-budget: found 1e-06, and the held-out retain rows have a loss of .* at step 0, with",
+        ),
+        (
+            {"retain_budget": 2, "base": "sgd", "lr": "100", "check_every": 1},
+            "--retain-budget: found 2, and .* before the first step and .* at step 1, with nothing to keep between; nothing",
+        ),
+    ],
+)
+def test_a_model_that_was_not_changed_is_not_written(
+    called: Called, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    refused(called("unlearn", out=tmp_path / "out", **QUICK | options), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's, for the newest transformers
+def test_a_model_with_adapters_of_its_own(called: Called, folder: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    shutil.copytree(folder / "model", tmp_path / "model")
+    adapted = peft.get_peft_model(load_model(folder / "model", torch.device("cpu")), peft.LoraConfig(task_type="CAUSAL_LM"))
+    adapted.save_pretrained(tmp_path / "model")
+    message = "--model: '.*model' has adapters, which are not merged; give the merged model"
+    refused(called("unlearn", model=tmp_path / "model", out=tmp_path / "out", **QUICK), message)
+
+
+@pytest.mark.parametrize("file", ["a paper", "the weights"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    called: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(unlearn, "write_text", full)
+    def full_of_weights(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    if file == "a paper":
+        monkeypatch.setattr(unlearn, "write_text", full)
+    else:
+        monkeypatch.setattr(PreTrainedModel, "save_pretrained", full_of_weights)
     refused(
         called("unlearn", out=tmp_path / "out", epochs=1, **QUICK),
-        "--out: '.*out' cannot be written [(]No space left on device",
+        "--out: '.*out' cannot be written [(]no space left[)]; make room",
     )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("small_disk", [420], indirect=True)  # KiB; the weights have 419, and no papers go beside them
+def test_a_disk_too_small_for_the_result(called: Called, small_disk: Path) -> None:
+    refused(
+        called("unlearn", out=small_disk / "out", epochs=1, **QUICK), "--out: '.*out' cannot be written [(]no space left[)]"
+    )
+    assert list(small_disk.iterdir()) == []
 
 
 # What is refused, or only estimated
@@ -268,7 +346,7 @@ def test_a_dry_run_says_what_is_needed_and_does_nothing(called: Called, tmp_path
     assert re.search(rf"weights to try a rate with +{4 * weights / 2**20:.2f} MiB", narrow)  # the default rate is automatic
     assert "weights to try a rate with" not in printed
     assert "activations of one batch (an estimate)" in lines
-    assert "training time (an estimate, within a factor 3)" in lines
+    assert "training time of all epochs (a rough estimate)" in lines
     assert "forget: 4 rows of question and answer, " in printed
     assert "held out of retain: 2 rows" in printed
     assert list(tmp_path.iterdir()) == []
@@ -292,7 +370,7 @@ def test_a_dry_run_says_what_is_needed_and_does_nothing(called: Called, tmp_path
         ({"held_out": 1}, "--held-out: found 1.0; give a share"),
         ({"stop_forget": 2}, "--stop-forget: found 2.0; give a probability"),
         ({"seed": -1}, "--seed: found -1"),
-        ({"retain": "same"}, "forget.jsonl:1: the same row is to be retained, .*forget.jsonl:1 [(]4 rows are in both[)]"),
+        ({"retain": "same"}, "forget.jsonl:1: the same row is in --retain, .*forget.jsonl:1 [(]4 rows are in both[)]"),
         ({"retain": "one"}, "--retain: '.*one.jsonl' has a single row, and one is held out"),
         ({"forget": "text", "forget_objective": "idk-dpo"}, "--forget: rows of text have no question that could be refused"),
         ({"out": None}, "Missing option '--out'"),
@@ -310,6 +388,36 @@ def test_unlearn_refuses(called: Called, tmp_path: Path, changed: dict[str, Any]
 @pytest.mark.usefixtures("no_weights")
 def test_a_folder_in_use_is_refused_before_anything_is_read(called: Called, folder: Path) -> None:
     refused(called("unlearn", out=folder, forget="no.jsonl"), "--out: '.*' is not empty; give a new folder")
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_folder_that_the_result_cannot_replace(called: Called, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    for out, message in (
+        (".", "--out: '.' is in use, as the current folder or a mount point"),
+        (tmp_path / "link", "--out: '.*link' is a symbolic link, which would be replaced"),
+        (tmp_path / ("n" * 250), "--out: found a name of 250 bytes; give one of 243 at most"),
+    ):
+        refused(called("unlearn", out=out, dry_run=True), message)
+
+
+@pytest.mark.parametrize("small_disk", [64], indirect=True)
+@pytest.mark.usefixtures("no_weights")
+def test_a_mount_point_is_refused(called: Called, small_disk: Path) -> None:
+    refused(called("unlearn", out=small_disk, dry_run=True), "--out: '.*' is in use, as the current folder or a mount point")
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_names_of_fields_do_nothing_on_the_terminal(called: Called, tmp_path: Path) -> None:
+    more = {"\x1b[31mred": 1, "\ud800": 2} | {f"more {i}": i for i in range(3000)}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(SETS["forget"][0] | more))
+    status, printed, _ = called("unlearn", out=tmp_path / "out", forget=tmp_path / "rows.jsonl", dry_run=True)
+    assert status == 0
+    assert not acts_on_a_terminal(printed)
+    assert "--forget: 3002 further fields are not read: '\\x1b[31mred', 'more 0', " in printed
+    assert len(printed) < 3000
 
 
 # The papers
