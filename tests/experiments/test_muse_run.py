@@ -30,6 +30,8 @@ from experiments.muse.summary import summarize
 from experiments.muse.table import results_table
 from ngdiff.errors import UserError
 from ngdiff.files import read_json
+from ngdiff.lm.encoding import Example
+from ngdiff.lm.packing import encode_text, packed
 from ngdiff.progress import Progress
 from ngdiff.rules import _registry
 
@@ -350,6 +352,29 @@ def test_unlearning_sees_rows_of_the_asked_length(corpus: Path, tmp_path: Path) 
     assert sum(len(row.ids) for row in rows) >= int(words.sum()) - len(rows)  # at most a lone last token a text is left out
 
 
+def test_every_stage_sees_the_texts_that_it_should(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target learns all splits but the holdout, the retrained model all of these but the forget texts; unlearning keeps the
+    first half of the others, so that the utility is of texts that it has not seen.
+    """
+    made, learnt = run(tmp_path, corpus), {}
+    monkeypatch.setattr(MuseRun, "_evaluate", lambda self, name, folder: None)
+    stages = made.model_stages
+    monkeypatch.setattr(stages, "initial", lambda size: tmp_path)
+    monkeypatch.setattr(stages, "finetuned", lambda name, start, rows, *_: learnt.update({name: rows}) or tmp_path)
+    monkeypatch.setattr(stages, "unlearned", lambda start, rows, *_: learnt.update(unlearn=rows()) or tmp_path)
+    made.begun("target")
+    made.begun("retrained")
+    made._unlearned(tmp_path, made.data.forget, Settings().chosen()["ga"], None)
+
+    def rows(*splits: str) -> list[Example]:
+        texts = [row["text"] for split in splits for row in synthetic.rows("raw", split)[: COUNTS["raw"]]]
+        return packed([encode_text(made.tokenizer, text) for text in texts], 64)
+
+    assert learnt["train-target"] == rows("forget", "retain1", "retain2")
+    assert learnt["train-retrained"] == rows("retain1", "retain2")
+    assert (learnt["unlearn"].forget, learnt["unlearn"].retain) == (rows("forget"), rows("retain1"))
+
+
 def test_the_first_method_unlearns_the_folds_unless_others_are_named() -> None:
     assert Settings().folded == Settings().methods[:1]
     assert Settings(methods=("ga", "ngdiff")).folded == ("ga",)
@@ -364,6 +389,7 @@ def test_retain_rows_are_as_many_as_the_default_or_as_asked_for(
     assert Settings(batch=5).batches == (5, 15)
     assert Settings(batch=5, retain_batch=3).batches == (5, 3)
     assert Settings(model="m").batches == (32, 32)
+    assert [Settings().row_length, Settings(model="m").row_length, Settings(model="m", length=64).row_length] == [192, 2048, 64]
     assert [Settings().passes, Settings(model="m").passes, Settings(unlearn_epochs=4).passes] == [9, 10, 4]
     made, seen = run(tmp_path, corpus, batch=2, retain_batch=5), []
     monkeypatch.setattr(made.model_stages, "unlearned", lambda *arguments: seen.append(arguments[3]) or tmp_path)
