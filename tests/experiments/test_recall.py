@@ -64,15 +64,24 @@ def test_min_k_by_hand(log_p: list[float], expected: float) -> None:
     assert (found.min_k, found.min_k_plus) == (expected, expected / 2)
 
 
-def test_min_k_plus_of_a_coin() -> None:
-    """Two tokens of p = 0.8 and 0.2: mu = 0.8 ln 0.8 + 0.2 ln 0.2, and sigma is 0.4 |ln 0.8 - ln 0.2|; the unlikely one
-    scores (ln 0.2 - mu) / sigma = -2, whatever the probabilities' ratio.
+@pytest.mark.parametrize(
+    ("q", "expected"),
+    [
+        (0.2, 2.0),
+        (1e-8, 1e4),  # nearly certain, and the variance, 3e-6, is still what counts
+        (1e-10, -1e3 * math.log(1e-10)),  # here it is 5e-8, and its floor of 1e-6 takes its place; mu is as good as 0
+    ],
+)
+def test_min_k_plus_of_a_coin(q: float, expected: float) -> None:
+    """Two tokens of p and q = 1 - p: mu = p ln p + q ln q, and sigma is sqrt(p q) |ln p - ln q|; the unlikely one scores
+    (ln q - mu) / sigma = -sqrt(p / q), whatever the logarithms.
     """
-    logits = torch.tensor([[[0.0, 0.0], [math.log(0.8), math.log(0.2)], [0.0, 0.0]]])
+    logits = torch.tensor([[[0.0, 0.0], [math.log1p(-q), math.log(q)], [0.0, 0.0]]])
     labels = torch.tensor([[-100, -100, 1]])
     found = scoring._recalls([(logits[:, :-1], labels[:, 1:])])[0]
-    assert found.min_k_plus == pytest.approx(2.0, rel=1e-6)  # float32
-    assert found.min_k == pytest.approx(-math.log(0.2), rel=1e-6)
+    # float32: ln q is rounded to 1e-6 at most, and q = exp(ln q) has that as its relative error.
+    assert found.min_k_plus == pytest.approx(expected, rel=2e-6)
+    assert found.min_k == pytest.approx(-math.log(q), rel=1e-6)
 
 
 def test_batches_are_one_token_at_a_time(
