@@ -26,6 +26,7 @@ from experiments.tofu.summary import summarize
 from experiments.tofu.table import results_table
 from ngdiff.errors import UserError
 from ngdiff.lm import loading
+from ngdiff.lm.batches import spread
 from ngdiff.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -263,6 +264,19 @@ def test_the_state_that_was_best_is_the_one_evaluated(tmp_path: Path) -> None:
     last = run(tmp_path / "last", **watched).run()["models"][-1]
     assert last["method"]["kept"] is None
     assert last["metrics"] != kept["metrics"]
+
+
+def test_looks_are_at_rows_that_neither_steps_nor_the_evaluation_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as that can be: of the forget rows all are unlearned. Both are evenly spread, and the same for every method."""
+    made, asked = run(tmp_path, eval_every=1, eval_subset=3), []
+    monkeypatch.setattr(tofu_run, "monitor", lambda model, encoder, rows, *_: asked.append(rows))
+    for _ in range(2):
+        made._monitors(None)
+    data = made.data
+    assert asked == [{"forget": spread(data.forget, 3), "retain": spread(data.validation, 3)}] * 2
+    assert len(asked[0]["retain"]) == 3
+    others = [*data.retained, *data.evaluation["retain"]]
+    assert not {row.question for row in asked[0]["retain"]} & {row.question for row in others}
 
 
 def test_several_bases(tmp_path: Path) -> None:
