@@ -225,16 +225,16 @@ def test_a_shared_beginning_is_read_once_and_changes_nothing(model: Any, encoder
 
 
 def test_a_batch_of_generations_fits_its_budget(model: Any, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A number of cache entries, or of the bytes that they take; as many rows as fit are read at once."""
+    """A number of cache entries, or of the bytes that they take; as many rows as fit with all that is to be written."""
     prompts = [encoder.prompt_ids(row["question"]) for row in ROWS]
-    longest = max(map(len, prompts)) + 4
+    longest = max(map(len, prompts)) + 16
     shapes: list[torch.Size] = []
     hook = model.register_forward_pre_hook(lambda _, __, kw: shapes.append(kw["attention_mask"].shape), with_kwargs=True)
     for name, size in (("TOKENS", 1), ("CACHE", generation.cache_bytes(model))):
         shapes.clear()
         with monkeypatch.context() as patch:
             patch.setattr(generation, name, 5 * longest * size)
-            generation.greedy(model, prompts, encoder.eos, encoder.pad, 4)
+            generation.greedy(model, prompts, encoder.eos, encoder.pad, 16)
         assert shapes[0][0] == 5
         assert max(shape.numel() for shape in shapes) <= 5 * longest
     hook.remove()
@@ -252,10 +252,10 @@ def test_no_forward_follows_once_all_rows_have_ended(model: Any, encoder: Encode
 
 @pytest.fixture
 def crowded(model: Any) -> Any:
-    """A model of which three rows at most fit into memory."""
+    """A model that two rows at most fit into memory with."""
 
     def refuse(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
-        if len(kwargs["input_ids"]) > 3:
+        if len(kwargs["input_ids"]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     copy = deepcopy(model)
@@ -269,11 +269,11 @@ def test_what_does_not_fit_into_memory_is_generated_in_parts(model: Any, crowded
     assert ways[0] == ways[1]
 
 
-@pytest.mark.parametrize("answers", [1, 2])
+@pytest.mark.parametrize("answers", [1, 3])
 def test_what_does_not_fit_into_memory_is_scored_in_parts(model: Any, crowded: Any, encoder: Encoder, answers: int) -> None:
-    """Rows in one piece, and answers to a prompt that is read once for all of them."""
+    """Rows in one piece; and both the prompts that are read once for three answers each, and the answers to one of them."""
     texts = [row["answer"] for row in ROWS]
-    pairs = [(row["question"], text) for i, row in enumerate(ROWS[:4]) for text in texts[i : i + answers]]
+    pairs = [(row["question"], text) for i, row in enumerate(ROWS[:3]) for text in texts[i : i + answers]]
     rows = encoder.examples(pairs)
     assert scoring._worthwhile(rows, scoring._groups(rows)) == (answers > 1)
     ways = [scoring.answer_nll(each, rows, encoder.pad) for each in (model, crowded)]
