@@ -12,7 +12,8 @@ class Speed:
 
     Attributes:
         seconds: part -> wall time.
-        tokens: part -> tokens read (scoring) or written (generating), padding left out.
+        tokens: part -> tokens of all rows that were scored, or written (generating), padding left out. A prompt that several
+            answers share is read once and counted with each.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -28,7 +29,7 @@ class Speed:
 
 
 def tokens_per_second(speeds: Collection[Speed]) -> dict[str, int]:
-    """Part of the evaluation -> tokens read or written a second, over all evaluations."""
+    """Part of the evaluation -> tokens scored or written a second, over all evaluations."""
     parts = {part for speed in speeds for part in speed.tokens}
     return {
         part: round(sum(speed.tokens[part] for speed in speeds) / max(1e-9, sum(speed.seconds[part] for speed in speeds)))

@@ -30,7 +30,7 @@ def muse(
     retrained: Annotated[str | None, typer.Option(help="With --target: a model that never saw the forget texts.")] = None,
     length: Annotated[int | None, typer.Option(help="Tokens a row. Default: 192 from scratch, 2048 pretrained.")] = None,
     methods: Annotated[
-        str, typer.Option(help="Separated by commas, as for tofu: [FORGET[+RETAIN]:]RULE or a published method, /base, @rate.")
+        str, typer.Option(help="all, or by commas as for tofu: [FORGET[+RETAIN]:]RULE or a published method, /base, @rate.")
     ] = "ceu:ngdiff/sgd,ga,gdiff-0.5",
     own_rules: OwnRules = None,
     base: Annotated[str, typer.Option(help="Base optimizer: adamw, sgd, momentum.")] = "adamw",
@@ -55,7 +55,7 @@ def muse(
 ) -> None:
     """Train on news or books, unlearn some, evaluate by MUSE's metrics and report. The same command continues a run."""
     from experiments.muse.run import MuseRun
-    from experiments.muse.settings import Settings
+    from experiments.muse.settings import ALL, Settings
     from experiments.muse.table import results_table
     from ngdiff.progress import Progress
 
@@ -71,7 +71,7 @@ def muse(
         target=target,
         retrained=retrained,
         length=length,
-        methods=split(methods),
+        methods=ALL if methods == "all" else split(methods),
         own_rules=own_rules,
         base=base,
         rate=rate,

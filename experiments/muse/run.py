@@ -1,6 +1,7 @@
 """A MUSE run from data to report: train target and retrained model, unlearn by every method and fold, evaluate everything."""
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -74,9 +75,11 @@ class MuseRun:
         inputs = {"data": self.data.sha256, "pretrained": self.identity, "length": settings.row_length}
         self.model_stages = ModelStages(out, inputs, self.tokenizer, self.device, settings.seed, progress)
         self.speeds: dict[str, Speed] = {}
+        self.begin = 0.0
 
     def run(self) -> dict[str, Any]:
         """Compute what is not there yet, write results and report, and return the results."""
+        self.begin = time.monotonic()
         self.output.create()
         if self.jobs > 1:
             side_by_side(partial(_elsewhere, self.settings, self.output.folder), self._pieces(), self.jobs, self.progress)
@@ -307,6 +310,7 @@ class MuseRun:
             data_sha256=self.data.sha256,
             pretrained=self.identity,
             parameters=models.parameter_count(trained[0]) if trained else None,
+            wall_seconds=round(time.monotonic() - self.begin, 1),  # of this call, which may have found stages of earlier ones
             evaluation_tokens_per_second=tokens_per_second(self.speeds.values()),
             **self._processes(),
         )

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from experiments import checks
+from experiments.lm import methods
 from experiments.lm.methods import AUTO, BASES, Method, parse
 from experiments.lm.models import SIZES
 from experiments.lm.pretrained import MUSE_CHUNK, MUSE_TOKENIZER, MUSE_UNLEARNING
@@ -15,6 +16,8 @@ from ngdiff.lm.objectives import FORGET
 # Of small models: tokens of a row, forget rows a step, retain rows to each of them, passes, the rate of methods without one.
 # Such models lose what they know by heart at every step along a rough gradient, and more rows to keep steady it.
 LENGTH, BATCH, RETAIN_FOR_ONE, PASSES, RATE = 192, 3, 3, 9, 1e-4
+# Every published method but those that teach refusals: a text is no question.
+ALL = tuple(name for name in methods.ALL if FORGET[parse(name)[0]["forget"]].rows == "answer")
 PUBLISHED = "published"  # in the place of a model: the one that the benchmark's authors put on the hub
 
 

@@ -16,6 +16,12 @@ from experiments.tofu.metrics import share
 from ngdiff.errors import UserError
 from ngdiff.files import read_json, write_json, write_text
 
+# Of the forget set, where every metric was asked for; right and wrong are the paraphrased and the perturbed answers.
+KNOWN = (
+    *("extraction_strength", "exact_memorisation"),
+    *("right_probability", "wrong_probability", "rouge_right", "rouge_wrong"),
+)
+ATTACKS = ("loss", "zlib", "min_k", "min_k_plus", "gradient_norm", "reference")
 COLUMNS = (
     "data",
     "preset",
@@ -37,9 +43,9 @@ COLUMNS = (
     "log10_forget_quality",
     "retain_utility",
     "model_utility",
-    "forget_extraction_strength",
-    "forget_exact_memorisation",
+    *(f"forget_{name}" for name in KNOWN),
     "privleak",
+    *(f"auc_{attack}" for attack in ATTACKS),
 )
 RETAIN_COLOUR, FORGET_COLOUR = "#0072B2", "#D55E00"  # told apart by all common kinds of colour vision
 
@@ -114,9 +120,10 @@ def _rows(results: dict[str, Any]) -> list[dict[str, Any]]:
             row |= {f"{name}_{metric}": metrics["sets"][name][metric] for metric in ("probability", "rouge", "truth_ratio")}
             row[f"{name}_kept"] = share(metrics["sets"][name]["probability"], before[name]["probability"])
         row |= {name: metrics[name] for name in ("log10_forget_quality", "retain_utility", "model_utility")}
-        for name in ("extraction_strength", "exact_memorisation"):
+        for name in KNOWN:
             row[f"forget_{name}"] = metrics["sets"]["forget"].get(name)
-        row["privleak"] = (metrics.get("privacy") or {}).get("privleak")
+        privacy = metrics.get("privacy") or {"privleak": None, "auc": {}}
+        row |= {"privleak": privacy["privleak"]} | {f"auc_{attack}": privacy["auc"].get(attack) for attack in ATTACKS}
         rows.append(row)
     return rows
 

@@ -14,6 +14,10 @@ from ngdiff.objectives import IGNORE
 T = TypeVar("T")
 
 
+class TooLarge(UserError):
+    """A single row does not fit into memory, with what lies there beside it."""
+
+
 def collate(examples: Sequence[Example], pad: int, device: torch.device) -> dict[str, Tensor]:
     """Right-padded input_ids and labels, each (rows, longest row), and what keeps padding and documents apart.
 
@@ -79,7 +83,7 @@ def in_batches(lengths: Sequence[int], tokens: int, compute: Callable[[list[int]
         compute: from the indices of a batch to its result.
 
     Raises:
-        UserError: a single row does not fit.
+        TooLarge: a single row does not fit.
     """
     left = [i for batch in length_sorted(lengths, tokens) for i in batch]
     while left:
@@ -87,7 +91,7 @@ def in_batches(lengths: Sequence[int], tokens: int, compute: Callable[[list[int]
         indices = [left[k] for k in batch]
         try:
             result = compute(indices)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, TooLarge):  # or what is read inside, in batches of its own
             tokens = len(indices) // 2 * lengths[indices[0]]
         else:
             yield indices, result
@@ -96,9 +100,7 @@ def in_batches(lengths: Sequence[int], tokens: int, compute: Callable[[list[int]
         # Only here is the error gone, and with it the frames that hold the batch's tensors.
         free_memory()
         if not tokens:
-            raise UserError(
-                f"evaluation: one row of {lengths[indices[0]]} tokens does not fit into memory; use a larger device"
-            )
+            raise TooLarge(f"evaluation: one row of {lengths[indices[0]]} tokens does not fit into memory; use a larger device")
 
 
 def shuffled_batches(lengths: Sequence[int], size: int, generator: torch.Generator) -> list[list[int]]:

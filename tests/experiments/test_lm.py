@@ -280,6 +280,29 @@ def test_what_does_not_fit_into_memory_is_scored_in_parts(model: Any, crowded: A
     assert ways[1] == pytest.approx(ways[0], rel=1e-6)  # the results pass through float32
 
 
+def test_fewer_prompts_are_held_where_answers_find_no_room_beside_them(
+    model: Any, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [row["answer"] for row in ROWS]
+    rows = encoder.examples([(row["question"], text) for i, row in enumerate(ROWS[:5]) for text in texts[i : i + 3]])
+    expected = scoring.answer_nll(model, rows, encoder.pad)
+    held: list[int] = []
+    continued = scoring._Read.continued
+
+    def crowded(self: Any, *arguments: Any) -> Any:
+        held.append(len(self.mask))
+        if held[-1] > 2:
+            raise torch.OutOfMemoryError
+        return continued(self, *arguments)
+
+    monkeypatch.setattr(scoring._Read, "continued", crowded)
+    assert scoring.answer_nll(model, rows, encoder.pad) == pytest.approx(expected, rel=1e-6)  # they pass through float32
+    assert (max(held), held[-1]) == (5, 1)
+    monkeypatch.setattr(scoring._Read, "continued", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError))
+    with pytest.raises(UserError, match=r"one row of \d+ tokens does not fit into memory"):
+        scoring.answer_nll(model, rows, encoder.pad)
+
+
 # Training
 
 

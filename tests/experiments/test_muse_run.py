@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from experiments import model_stages
 from experiments.cli import main
-from experiments.lm import models
+from experiments.lm import methods, models
 from experiments.lm.pretrained import MUSE_MODELS
 from experiments.muse import evaluate as muse_evaluate
 from experiments.muse import run as muse_run
@@ -119,6 +119,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
     manifest = json.loads((finished / "manifest.json").read_text())
     assert set(manifest["evaluation_tokens_per_second"]) == {"scoring", "generating"}
     assert manifest["data_sha256"]["raw/forget"]
+    assert 0 < manifest["stage_seconds"] <= manifest["wall_seconds"]  # in one process
     page = (finished / "report.html").read_text()
     assert "Scalability" in page
     assert "<script" not in page
@@ -462,6 +463,20 @@ def test_other_prompts_that_do_not_fit_are_refused(corpus: Path, tmp_path: Path,
     monkeypatch.setattr(muse_run, "other_prompts", lambda data: {"knowmem_kept_shots": longer})
     with pytest.raises(UserError, match=f"tokens, the model has {limit} positions; shorten the prompt"):
         made._check_lengths()
+
+
+def test_all_methods_are_the_published_ones_that_read_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Caught:
+        def __init__(self, settings: Settings, *_: Any):
+            asked.append(settings.methods)
+            raise UserError("enough")
+
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(muse_run, "MuseRun", Caught)
+    monkeypatch.setattr(sys, "argv", ["experiments", "muse", "--methods", "all"])
+    with pytest.raises(SystemExit):
+        main()
+    assert asked == [tuple(name for name in methods.ALL if not name.startswith("idk"))]
 
 
 def test_the_first_look_at_or_below_the_level_is_kept() -> None:

@@ -501,6 +501,11 @@ def test_summary_puts_runs_side_by_side(finished: Path, tmp_path: Path) -> None:
     for row, model in zip(rows, models_, strict=True):
         before, after = (m["metrics"]["sets"]["retain"]["probability"] for m in (models_[0], model))
         assert row["retain_kept"] == after / before
+        assert row["forget_rouge_wrong"] == model["metrics"]["sets"]["forget"]["rouge_wrong"]
+        privacy = model["metrics"]["privacy"]
+        found = {name.removeprefix("auc_"): value for name, value in row.items() if name.startswith("auc_")}
+        assert {name: value for name, value in found.items() if value is not None} == privacy["auc"]
+        assert row["privleak"] == privacy["privleak"]
     assert read(tmp_path, "manifests.json")[str(finished)] == read(finished, "manifest.json")
     assert (tmp_path / "tradeoff.png").stat().st_size > 5000
     assert (tmp_path / "pareto.png").stat().st_size > 5000
