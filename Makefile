@@ -8,10 +8,11 @@ PIP_ARGS ?=
 ARGS ?=
 
 VENV := .venv
+OLDEST := .venv-oldest
 READY := $(VENV)/ready
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup demo muse full-size test bench theory theory-thorough theory-mutations lint format clean
+.PHONY: help setup demo muse full-size test test-oldest bench theory theory-thorough theory-mutations lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -40,6 +41,13 @@ full-size: $(READY) ## all methods on TOFU's PRESET with a 100M-parameter model,
 test: $(READY) ## run every test
 	@$(RUN) -m pytest
 
+test-oldest: ## the tests of the Trainer and the command with the oldest torch, transformers and accelerate that are accepted
+	@test -d $(OLDEST) || $(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  torch==2.11.0 transformers==5.0.0 accelerate==1.13.0 --editable ".[dev]"
+	@$(OLDEST)/bin/python -m pytest tests/ngdiff/test_trainer.py tests/ngdiff/test_checkpoints.py tests/ngdiff/test_unlearn.py \
+	  tests/ngdiff/test_command.py $(ARGS)
+
 bench: $(READY) ## time the step beside other ways to write it; appends to kernels/results/bench.csv
 	@$(RUN) -m ngdiff_kernels.bench --out kernels/results/bench.csv --plot kernels/results/bench.png $(ARGS)
 
@@ -62,4 +70,4 @@ format: $(READY) ## rewrite the code in the project's style
 	@$(RUN) -m ruff format .
 
 clean: ## remove .venv and caches; results under runs/ stay
-	rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -47,7 +47,9 @@ class ScoredRow:
     def log_truth_ratio(self) -> float:
         """ln R, with R = (geometric mean of the wrong probabilities) / (right probability).
 
-        Kept as a logarithm: a model that unlearned has NLLs of hundreds of nats, where R itself is 0, inf or 0/0.
+        Kept as a logarithm: a model that unlearned has NLLs of hundreds of nats, where R itself is 0, inf or 0/0. Against that
+        open-unlearning adds 1e-10 to the right probability. One published script takes the arithmetic mean of the wrong ones,
+        with which model utility differs by up to 0.04.
         """
         return self.nll_right - fmean(self.nll_wrong)
 

@@ -95,6 +95,24 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, name: str, stop: 
     assert same(state(resumed), state(whole))
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's, for the newest transformers
+def test_a_resumed_run_of_adapters_ends_with_the_same_bits(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+
+    def adapted() -> Any:
+        torch.manual_seed(0)
+        return peft.get_peft_model(dropout_model(), peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+
+    run(tmp_path / "cut", stop=3, model=adapted()).train()
+    resumed = run(tmp_path / "cut", model=adapted())
+    resumed.train(resume_from_checkpoint=True)
+    ended = state(resumed)
+    whole = run(tmp_path / "whole", model=adapted())  # transformers seeds the random numbers here
+    whole.train()
+    assert same(ended, state(whole))
+    assert not same(ended["weights"], adapted().state_dict())
+
+
 def test_what_the_stopping_criteria_have_seen_survives(tmp_path: Path) -> None:
     """The best weights lie before the checkpoint that the run goes on from."""
 

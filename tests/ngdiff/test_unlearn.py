@@ -4,6 +4,9 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -224,6 +227,32 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     assert interrupting.steps[7:] == [5, 6, 7, 8]
     whole, resumed = (load_model(tmp_path / name, torch.device("cpu")).state_dict() for name in ("whole", "out"))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_a_command_that_was_killed_goes_on(folder: Path, tmp_path: Path) -> None:
+    """In a process of its own, between two checkpoints; what it leaves is what one leaves that was not killed."""
+    options = {"model": folder / "model"} | {name: folder / f"{name}.jsonl" for name in ("forget", "retain")}
+    options |= {"batch": 1, "epochs": 6, "save-every": 3, "new-tokens": 4, "stop-forget": 0}
+    given = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    command = [sys.executable, "-m", "ngdiff", "unlearn", *given]
+
+    def started(out: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*command, "--out", str(tmp_path / out)], stdout=subprocess.DEVNULL)
+
+    whole, killed = started("whole"), started("killed")
+    until = time.monotonic() + 300
+    while not (tmp_path / ".killed.unfinished" / "trainer" / "checkpoint-6").exists():
+        assert killed.poll() is None and time.monotonic() < until
+        time.sleep(0.002)
+    killed.kill()
+    killed.wait()
+    assert not (tmp_path / "killed").exists()
+    assert started("killed").wait() == whole.wait() == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
+    assert len({(tmp_path / name / "model.safetensors").read_bytes() for name in ("killed", "whole")}) == 1
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("killed", "whole")]
+    timed = {"tokens_per_second": None}
+    assert [json.loads(line) | timed for line in logs[0]] == [json.loads(line) | timed for line in logs[1]]
 
 
 def test_without_checkpoints_an_interrupted_run_leaves_nothing(
