@@ -89,9 +89,9 @@ def headline(models: Marked) -> dict[str, Any] | None:
 
 
 def scatters(models: Marked) -> list[Markup]:
-    """Utility against knowledge, each method as selected, and against leakage, each as stopped if that was asked."""
+    """Utility against knowledge, each method as selected, and against leakage, each while it was usable if that was asked."""
     names, marks = [model["name"] for model, _ in models], [mark for _, mark in models]
-    second = "stopped" if stopping(models) else "selected"
+    second = "usable" if stopping(models) else "selected"
     leak = [
         None if value is None else max(PRIVLEAK_ENDS[0], min(value, PRIVLEAK_ENDS[1])) for value in _privleak(models, second)
     ]

@@ -102,11 +102,11 @@ def test_methods_that_never_meet_a_rule_are_named(rule: str, sentence: str) -> N
 
 def test_each_plot_shows_the_state_of_its_rule() -> None:
     ngdiff, ga = model("ngdiff"), model("ga", privleak=60.0, utility=0.2, knowmem=0.05)
-    ga["selected"] = ga["stopped"] = None
+    ga["selected"] = ga["usable"] = None
     html = render_muse(*run(ngdiff, ga))
     knowledge, leakage = re.findall(r'aria-label="(utility \(higher[^"]*)"', html)
     assert "ngdiff (0.125, 0.350), ga (0.0500, 0.200)" in knowledge
-    assert "ngdiff (3.00, 0.700), ga (60.0, 0.200)" in leakage
+    assert "ngdiff (-60.0, 0.700), ga (60.0, 0.200)" in leakage
 
 
 def test_without_validation_texts_nothing_is_said_of_stopping() -> None:
