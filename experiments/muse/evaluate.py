@@ -10,7 +10,7 @@ from experiments.speed import Speed
 from ngdiff.lm.encoding import Example
 from ngdiff.lm.generation import greedy
 from ngdiff.lm.packing import document, encode_text
-from ngdiff.lm.scoring import answer_scores
+from ngdiff.lm.scoring import answer_min_k
 
 PASSAGE_TOKENS, ANSWER_TOKENS = 128, 32  # written at most: those of the benchmark
 ATTACKED = ("forget", "holdout")  # PrivLeak reads no more
@@ -114,9 +114,7 @@ def answered(reader: Reader, knowledge: Knowledge) -> tuple[list[Written], int]:
 
 def min_k(reader: Reader, texts: Sequence[Text]) -> list[float]:
     """Min-K of each text, see `ngdiff.lm.scoring.Recall`."""
-    rows = [_row(reader, text) for text in texts]
-    scores = answer_scores(reader.model, rows, reader.pad, range(len(rows)))
-    return [score.recall.min_k for score in scores if score.recall]
+    return answer_min_k(reader.model, [_row(reader, text) for text in texts], reader.pad)
 
 
 def _row(reader: Reader, text: Text) -> Example:

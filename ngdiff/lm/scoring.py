@@ -79,6 +79,28 @@ def answer_scores(model: Any, examples: Sequence[Example], pad: int, recalled: C
     return [found[i] for i in range(len(examples))]
 
 
+@torch.inference_mode()
+def answer_min_k(model: Any, examples: Sequence[Example], pad: int) -> list[float]:
+    """Min-K of answers, as in `Recall`, one number an example, in the order given: without the rest, in half of the time.
+
+    Args:
+        model: of transformers, on its device.
+        examples: prompts with answers.
+        pad: id to pad with.
+    """
+    model.eval()
+
+    def compute(indices: list[int]) -> list[float]:
+        logits, targets = _whole_rows(model, [examples[i] for i in indices], pad)
+        rows = zip(_token_nll(logits, targets), targets != IGNORE, strict=True)
+        return [_lowest_share(-nll[scored][: max(1, int(scored.sum()) - 1)]).item() for nll, scored in rows]
+
+    lengths = [len(example.ids) for example in examples]
+    batches = in_batches(lengths, batch_tokens(model.device), compute)
+    found = {i: value for indices, values in batches for i, value in zip(indices, values, strict=True)}
+    return [found[i] for i in range(len(examples))]
+
+
 def _groups(examples: Sequence[Example]) -> list[list[int]]:
     """Indices of the examples with one prompt, a group a prompt, in the order of their first one."""
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -113,11 +135,7 @@ class _Scoring:
         """Prompts and answers in one piece."""
 
         def compute(indices: list[int]) -> list[Score]:
-            batch = collate([self.examples[i] for i in indices], self.pad, self.model.device)
-            targets = torch.nn.functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORE)
-            with autocast(self.model.device):
-                logits = self.model(**batch, use_cache=False).logits
-            return self._scores(indices, [(logits, targets)])
+            return self._scores(indices, [_whole_rows(self.model, [self.examples[i] for i in indices], self.pad)])
 
         return in_batches([len(example.ids) for example in self.examples], batch_tokens(self.model.device), compute)
 
@@ -182,6 +200,14 @@ class _Read:
             return self.logits[chosen], self.model(input_ids=ids, **options).logits
 
 
+def _whole_rows(model: Any, examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor]:
+    """Logits (rows, tokens, vocabulary) of a batch, and what they should predict (rows, tokens), -100 where nothing counts."""
+    batch = collate(examples, pad, model.device)
+    targets = torch.nn.functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORE)
+    with autocast(model.device):
+        return model(**batch, use_cache=False).logits, targets
+
+
 def _row_means(parts: Parts) -> Tensor:
     """Mean NLL of each row over its scored tokens, shape (rows,). Where a target is -100, nothing is scored."""
     nll = torch.cat([_token_nll(logits, targets) for logits, targets in parts], dim=1)
@@ -233,12 +259,15 @@ def recall(known: Tensor, log_p: Tensor, standard: Tensor) -> Recall:
     """The recall of one answer from its tokens: hits, log-probabilities, and those in standard units; each (tokens,)."""
     hits = known.tolist()
     last_miss = max((i for i, hit in enumerate(hits) if not hit), default=-1)
-    lowest = max(1, int(LOWEST_SHARE * len(hits)))
-    min_k, min_k_plus = (-values.sort().values[:lowest].mean() for values in (log_p, standard))
+    min_k, min_k_plus = _lowest_share(log_p), _lowest_share(standard, LARGEST_SCORE)
     extraction_strength = 1 - (last_miss + 1) / len(hits)
-    return Recall(
-        sum(hits) / len(hits), extraction_strength, _bounded(min_k).item(), _bounded(min_k_plus, LARGEST_SCORE).item()
-    )
+    return Recall(sum(hits) / len(hits), extraction_strength, min_k.item(), min_k_plus.item())
+
+
+def _lowest_share(values: Tensor, largest: float = LARGEST_NLL) -> Tensor:
+    """Minus the mean of the lowest values, (tokens,), shape ()."""
+    lowest = max(1, int(LOWEST_SHARE * len(values)))
+    return _bounded(-values.sort().values[:lowest].mean(), largest)
 
 
 def _bounded(values: Tensor, largest: float = LARGEST_NLL) -> Tensor:

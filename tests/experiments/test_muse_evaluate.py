@@ -11,7 +11,6 @@ from experiments.muse.data import Knowledge, MuseData, Passage, Question, Text
 from experiments.muse.evaluate import Reader, continued, evaluate
 from experiments.speed import Speed
 from ngdiff.lm.encoding import Example
-from ngdiff.lm.scoring import Recall, Score
 
 LENGTH = 40  # of the texts that are scored
 NUMBERS = " ".join(map(str, range(100, 300)))  # longer than all that is written or scored
@@ -54,11 +53,11 @@ def test_each_metric_reads_rows_of_its_own(
     """With the benchmark's budgets; of the texts, no more than `length` tokens are scored and counted."""
     read: list[Example] = []
 
-    def answer_scores(model: Any, examples: Sequence[Example], pad: int, recalled: Sequence[int]) -> list[Score]:
+    def answer_min_k(model: Any, examples: Sequence[Example], pad: int) -> list[float]:
         read.extend(examples)
-        return [Score(0.0, Recall(0.0, 0.0, float(len(read) - len(examples) + i), 0.0)) for i in recalled]
+        return [float(len(read) - len(examples) + i) for i in range(len(examples))]
 
-    monkeypatch.setattr(muse_evaluate, "answer_scores", answer_scores)
+    monkeypatch.setattr(muse_evaluate, "answer_min_k", answer_min_k)
     speed = Speed()
     found = evaluate(reader, data, speed=speed)
     asked = {"passages": found.passages, "forget": found.forget, "seen": found.seen} | found.prompted
