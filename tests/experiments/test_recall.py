@@ -114,6 +114,17 @@ def test_batches_are_one_token_at_a_time(
         assert score.recall.exact_memorisation == pytest.approx(sum(hits) / len(hits), rel=1e-12)
 
 
+@pytest.mark.parametrize("destroyed", [False, True])
+def test_min_k_alone_is_that_of_the_recall(model: Any, encoder: Encoder, examples: list[Example], destroyed: bool) -> None:
+    """To the last bit, whatever the order of lengths, with an answer that is an end token alone."""
+    rows = [*examples[:3], encoder.example("Who?", ""), *examples[3:6]]
+    if destroyed:
+        model.get_output_embeddings().weight.data.fill_(math.nan)
+    known = [score.recall for score in answer_scores(model, rows, encoder.pad, range(len(rows)))]
+    assert scoring.answer_min_k(model, rows, encoder.pad) == [one.min_k for one in known if one]
+    assert len({one.min_k for one in known if one}) == (1 if destroyed else len(rows))
+
+
 def test_only_what_is_asked_for_is_recalled(model: Any, encoder: Encoder, examples: list[Example]) -> None:
     found = answer_scores(model, examples, encoder.pad, [1, 3])
     assert [i for i, score in enumerate(found) if score.recall] == [1, 3]
