@@ -232,7 +232,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
 def test_a_command_that_was_killed_goes_on(folder: Path, tmp_path: Path) -> None:
     """In a process of its own, between two checkpoints; what it leaves is what one leaves that was not killed."""
     options = {"model": folder / "model"} | {name: folder / f"{name}.jsonl" for name in ("forget", "retain")}
-    options |= {"batch": 1, "epochs": 6, "save-every": 3, "new-tokens": 4, "stop-forget": 0}
+    options |= {"batch": 1, "epochs": 15, "save-every": 3, "new-tokens": 4, "stop-forget": 0}  # 60 steps
     given = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     command = [sys.executable, "-m", "ngdiff", "unlearn", *given]
 
@@ -241,7 +241,7 @@ def test_a_command_that_was_killed_goes_on(folder: Path, tmp_path: Path) -> None
 
     whole, killed = started("whole"), started("killed")
     until = time.monotonic() + 300
-    while not (tmp_path / ".killed.unfinished" / "trainer" / "checkpoint-6").exists():
+    while len(list((tmp_path / ".killed.unfinished" / "trainer").glob("checkpoint-*"))) < 2:
         assert killed.poll() is None and time.monotonic() < until
         time.sleep(0.002)
     killed.kill()
