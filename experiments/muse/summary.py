@@ -78,7 +78,7 @@ def paths(looks: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]])
             axes.plot(x, y, ".-", color=colour, label=method if number == 0 else None, markersize=4, linewidth=1)
     axes.axvline(CHANCE, color="#666666", linewidth=0.8, linestyle=":")
     axes.set(xlabel="1 - AUC of the attack: 0 is memorised, 0.5 not recognised", ylabel="utility", ylim=(-0.03, 1.03))
-    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    axes.legend(frameon=False, fontsize=8, loc="center right", bbox_to_anchor=(1.0, 0.7))  # most lines keep to the edges
     _plain(axes)
     return figure
 
