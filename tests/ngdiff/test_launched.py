@@ -91,7 +91,7 @@ def test_torchrun_makes_the_model_that_one_process_makes(called: Called, folder:
     {"lora": 2}, {"bf16": True, "bf16_gradients": True}, {"gradient_checkpointing": True, "accumulate": 2},
     {"forget_objective": "rmu", "retain_objective": "activations", "gradient_checkpointing": True},
     {"forget_objective": "npo", "retain_objective": "kl"},
-    {"retain_budget": 0.0055, "check_every": 1, "epochs": 8, "lr": "0.05"},
+    {"retain_budget": 0.0059, "check_every": 1, "epochs": 8, "lr": "0.05"},
 ], ids=str)  # fmt: skip
 def test_what_one_process_can_two_can(
     called: Called, pool: Pool, folder: Path, tmp_path: Path, options: dict[str, Any]
@@ -109,8 +109,8 @@ def test_what_one_process_can_two_can(
 
 @pytest.mark.parametrize("options", [
     {}, {"lora": 2}, {"bf16": True}, {"gradient_checkpointing": True}, {"forget_objective": "npo", "retain_objective": "kl"},
-    {"retain_budget": 0.0055, "check_every": 1, "epochs": 8},
-    {"retain_budget": 0.0055, "check_every": 1, "epochs": 8, "lora": 2},
+    {"retain_budget": 0.0059, "check_every": 1, "epochs": 8},
+    {"retain_budget": 0.0059, "check_every": 1, "epochs": 8, "lora": 2},
 ], ids=str)  # fmt: skip
 def test_split_weights_are_put_together_again(
     called: Called, pool: Pool, folder: Path, tmp_path: Path, options: dict[str, Any]
@@ -184,7 +184,7 @@ def test_several_processes_take_fewer_steps_and_less_time(
     for size in (1, 2):
         for module in (processes, unlearn):
             monkeypatch.setattr(module, "count", lambda size=size: size)
-        _, output, _ = called("unlearn", out=tmp_path / "out", dry_run=True)
+        _, output, _ = called("unlearn", out=tmp_path / "out", dry_run=True, stop_forget=0, lr=0.1)
         (found,) = re.findall(r"training time .*?([\d.]+) min\n", output)
         seconds.append(float(found))
         looks.append(Settings(epochs=100).steps_between_looks(64))
@@ -300,7 +300,7 @@ def test_a_full_disk_is_said_by_who_writes(pool: Pool, folder: Path, tmp_path: P
     asked = arguments("unlearn", folder, out=tmp_path / "out", **FIXED)
     (status, _, errors), other = pool.run(cases.called, *asked, fault="disk")
     assert (status, other) == (2, (0, "", ""))
-    assert "cannot be written (No space left on device)" in errors
+    assert "cannot be written (no space left)" in errors
     assert list(tmp_path.iterdir()) == []
 
 
