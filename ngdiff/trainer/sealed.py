@@ -107,7 +107,7 @@ class SealedTrainer(Trainer):
                 if self.args.should_save:
                     self._publish(self._staged / name, run / name)
         except Exception as error:  # of the system, torch or safetensors
-            reason = unwritten(error, run)
+            reason = str(error) if isinstance(error, RankError) else unwritten(error, run)
             raise CheckpointError(
                 f"{run / name}: cannot be written ({reason}); make room or mend that and resume: what was saved is whole"
             ) from error
