@@ -48,7 +48,9 @@ def unlearn(
     retain_objective: Annotated[str, typer.Option(help="What is lowered on the rows to keep: nll, kl or activations.")] = "nll",
     base: Annotated[str, typer.Option(help="sgd, momentum or adamw.")] = "adamw",
     lr: Annotated[str, typer.Option(help="auto, or a learning rate.")] = "auto",
-    epochs: Annotated[int, typer.Option(help="Passes over the rows to forget at most.")] = 20,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the rows to forget at most. Default: 20, or as many as make 200 steps.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Rows of each task that a process reads at once.")] = 8,
     accumulate: Annotated[int, typer.Option(help="Such batches a step.")] = 1,
     length: Length = None,

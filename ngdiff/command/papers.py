@@ -57,7 +57,9 @@ def ending(stopping: Mapping[str, Any]) -> str:
     """How a run ended, in words."""
     reason = "all steps were taken" if stopping["reason"] == STEPS else stopping["reason"]
     restored = "" if stopping["restored_step"] is None else f", those after step {stopping['restored_step']}"
-    return f"ended after {stopping['steps']} steps: {reason}{restored}"
+    missed = stopping.get("missed")
+    short = "" if missed is None else f", and rows to forget still have a probability of {missed:.2g}: give more --epochs"
+    return f"ended after {stopping['steps']} steps: {reason}{restored}{short}"
 
 
 def curve(values: Sequence[float | None]) -> dict[str, Any] | None:

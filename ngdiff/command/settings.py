@@ -24,6 +24,7 @@ AUTOMATIC = ("auto", "paper")
 STOP_FORGET = 0.1
 LOOKS = 50  # near the end a few steps of AdamW change the probability by a factor of ten
 REFUSAL = "I don't know."
+EPOCHS, STEPS = 20, 200  # at most, if nothing is asked for: few rows make a step an epoch, and it takes steps to forget them
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Settings:
         forget_objective, retain_objective: the two losses.
         base: key of `BASES`.
         lr: "auto", "paper", or a number in text.
-        epochs: passes over the rows to forget.
+        epochs: passes over the rows to forget; None takes `EPOCHS`, or as many as make `STEPS`.
         batch: rows a task that a process reads at once.
         accumulate: such batches a step.
         seed: of the order of rows, and of what else is random.
@@ -62,7 +63,7 @@ class Settings:
     retain_objective: str = "nll"
     base: str = "adamw"
     lr: str = "auto"
-    epochs: int = 20
+    epochs: int | None = None
     batch: int = 8
     accumulate: int = 1
     seed: int = 0
@@ -149,8 +150,18 @@ class Settings:
 
     def steps_between_looks(self, rows: int) -> int:
         """Steps between two looks whether to stop, of a run over so many rows to forget."""
-        steps = self.epochs * math.ceil(rows / (self.batch * self.accumulate * processes.count()))
-        return self.check_every or max(1, steps // LOOKS)
+        return self.check_every or max(1, self.steps(rows) // LOOKS)
+
+    def steps(self, rows: int) -> int:
+        """Of a run over so many rows to forget, at most."""
+        return self.passes(rows) * self._steps_of_one_pass(rows)
+
+    def passes(self, rows: int) -> int:
+        """Over so many rows to forget, at most."""
+        return self.epochs or max(EPOCHS, math.ceil(STEPS / self._steps_of_one_pass(rows)))
+
+    def _steps_of_one_pass(self, rows: int) -> int:
+        return math.ceil(rows / (self.batch * self.accumulate * processes.count()))
 
     @property
     def teaches_refusal(self) -> bool:

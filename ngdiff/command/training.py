@@ -45,7 +45,7 @@ class Trained:
 
     Attributes:
         logs: one record a step.
-        stopping: what ended it.
+        stopping: what ended it, and where all steps were taken and a target was not reached, the forget probability at the end.
     """
 
     logs: list[dict[str, float | None]]
@@ -90,7 +90,7 @@ def train(
         with alike(), _refused():
             trainer = NGDiffTrainer(
                 model,
-                arguments(settings, folder, torch.cuda.is_available()),
+                arguments(settings, len(tasks.forget), folder, torch.cuda.is_available()),
                 forget_dataset=tasks.forget,
                 retain_dataset=tasks.retain,
                 refusal_dataset=tasks.refusals,
@@ -112,11 +112,11 @@ def train(
             trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
     _check_changed(stopping, trainer.state.global_step)
     logs = [_finite(record) for record in trainer.state.log_history if "retain_loss" in record]
-    return Trained(logs, stopping.summary(trainer.state.global_step))
+    return Trained(logs, stopping.summary(trainer.state.global_step) | {"missed": _missed(stopping)})
 
 
-def arguments(settings: Settings, folder: Path, gpu: bool) -> Any:
-    """The settings in the Trainer's words."""
+def arguments(settings: Settings, rows: int, folder: Path, gpu: bool) -> Any:
+    """The settings in the Trainer's words, of a run over so many rows to forget."""
     from transformers import TrainingArguments
 
     return TrainingArguments(
@@ -124,7 +124,7 @@ def arguments(settings: Settings, folder: Path, gpu: bool) -> Any:
         use_cpu=count() > 1 and not gpu,  # else each of several processes on CPUs would train alone
         per_device_train_batch_size=settings.batch,
         gradient_accumulation_steps=settings.accumulate,
-        num_train_epochs=settings.epochs,
+        num_train_epochs=settings.passes(rows),
         ddp_find_unused_parameters=True,  # objectives that read activations leave layers out
         seed=settings.seed,
         lr_scheduler_type="constant",
@@ -138,6 +138,12 @@ def arguments(settings: Settings, folder: Path, gpu: bool) -> Any:
         report_to="none",
         dataloader_pin_memory=gpu,
     )
+
+
+def _missed(stopping: StoppingCriteria) -> float | None:
+    if stopping.forget_target is None or stopping.fired is not None:
+        return None
+    return stopping.checks[-1][1]
 
 
 def _check_changed(stopping: StoppingCriteria, steps: int) -> None:

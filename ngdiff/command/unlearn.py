@@ -1,7 +1,6 @@
 """`ngdiff unlearn`: from a model and rows to a model without some of them, with the papers that belong to it."""
 
 import json
-import math
 import os
 import time
 import warnings
@@ -164,7 +163,7 @@ class Unlearning:
         computing = torch.bfloat16 if device.type == "cuda" else dtype
         tasks = found.source.sets[FORGET], found.retain
         lengths = [[len(row.example.ids) for row in rows] for rows in tasks]
-        pairs = settings.epochs * len(lengths[0]) / count()
+        pairs = settings.passes(len(lengths[0])) * len(lengths[0]) / count()
         return memory.estimate(
             counted,
             BASES[settings.base],
@@ -184,7 +183,7 @@ class Unlearning:
     def _read(self, found: Inputs) -> float:
         """Tokens that a run of all epochs reads without learning from them: at looks whether to stop, and for probes."""
         settings, forget = self.settings, found.source.sets[FORGET]
-        steps = settings.epochs * math.ceil(len(forget) / (settings.batch * settings.accumulate * count()))
+        steps = settings.steps(len(forget))
         looks = 1 + steps // settings.steps_between_looks(len(forget)) if settings.stop_forget or settings.retain_budget else 0
         per_look = sum(min(CHECK_ROWS, len(rows)) * _mean_length(rows) for rows in (forget, found.held_out))
         probes = 3 * (5 + steps / 10) if isinstance(settings.rate, str) else 0
@@ -211,7 +210,7 @@ class Unlearning:
         model = {"name": _public_name(self.model), "state": loading.identity(self.model, found.source.config)}
         data = inputs.described(found.sets, found.source.sets)
         more = {"length": found.source.encoder.length, "template": found.source.encoder.qa.template}
-        settings = asdict(self.settings) | more
+        settings = asdict(self.settings) | {"epochs": self.settings.passes(len(found.source.sets[FORGET]))} | more
         return {"model": model, "data": data, "held_out": len(found.held_out), "settings": settings, "processes": count()}
 
     # The run

@@ -1,5 +1,6 @@
 """Greedy decoding of many prompts at once."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,8 @@ Ends = Callable[[list[int]], bool]
 def greedy(
     model: Any, prompts: Sequence[Sequence[int]], eos: int, pad: int, max_new_tokens: int, ends: Ends | None = None
 ) -> list[list[int]]:
-    """Up to `max_new_tokens` ids after each prompt, cut before the end token, in the order given.
+    """Up to `max_new_tokens` ids after each prompt, cut before the end token, in the order given; fewer where the model has no
+    positions left.
 
     With `ends`, whether the ids after a prompt hold all that is wanted of them, no more are written once they do.
 
@@ -56,11 +58,13 @@ def _greedy_batch(
     rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
     ended = [False] * len(prompts)
     result: list[list[int]] = [[] for _ in prompts]
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
     cache, shared = _read_shared(model, prompts)
     ids, mask = left_padded([prompt[shared:] for prompt in prompts], pad, model.device)
     mask = torch.cat([mask.new_ones(len(prompts), shared), mask], dim=1)
     for _ in range(max_new_tokens):
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        # Rows that have ended, for want of positions too, may stay for some steps more.
+        positions = (mask.cumsum(1) - 1).clamp(min=0, max=most - 1)[:, -ids.shape[1] :]
         out = model(
             input_ids=ids,
             attention_mask=mask,
@@ -75,7 +79,8 @@ def _greedy_batch(
             ended[row] |= new == eos
             if not ended[row]:
                 result[row].append(new)
-                ended[row] = ends is not None and ends(result[row])
+                full = len(prompts[row]) + len(result[row]) > most
+                ended[row] = full or (ends is not None and ends(result[row]))
         alive = [i for i, row in enumerate(rows) if not ended[row]]
         if not alive:
             break

@@ -263,6 +263,22 @@ def crowded(model: Any) -> Any:
     return copy
 
 
+def test_generation_ends_where_the_model_has_no_positions_left() -> None:
+    """Each row at its own length, as it would alone; with learned positions a token more is an error."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=12, n_embd=16, n_layer=1, n_head=2)).double().eval()
+    prompts = [list(range(2, 2 + length)) for length in (12, 10, 4, 3)]
+    found = generation.greedy(model, prompts, eos=1, pad=0, max_new_tokens=20)
+    assert [len(ids) for ids in found] == [1, 3, 9, 10]  # the last token needs no position of its own
+    for prompt, ids in zip(prompts, found, strict=True):
+        alone = list(prompt)
+        for _ in ids:
+            alone.append(int(model(torch.tensor([alone])).logits[0, -1].argmax()))
+        assert alone[len(prompt) :] == ids
+
+
 def test_what_does_not_fit_into_memory_is_generated_in_parts(model: Any, crowded: Any, encoder: Encoder) -> None:
     prompts = [encoder.prompt_ids(row["question"]) for row in ROWS[:5]]
     ways = [generation.greedy(each, prompts, encoder.eos, encoder.pad, 5) for each in (model, crowded)]

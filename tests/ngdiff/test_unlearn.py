@@ -65,6 +65,28 @@ def test_a_model_forgets_and_says_how(called: Called, folder: Path, tmp_path: Pa
     assert json.loads((out / "config.json").read_text())["use_cache"] is True
 
 
+def test_a_target_that_is_not_reached_is_said_everywhere(called: Called, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    status, printed, _ = called("unlearn", out=out, epochs=2, **QUICK | {"stop_forget": 0.2})
+    assert status == 0
+    missed = manifest_of(out)["stopping"]["missed"]
+    assert missed == pytest.approx(manifest_of(out)["after"]["forget"]["probability"], rel=1e-3)  # one by one, and in batches
+    said = f"all steps were taken, and rows to forget still have a probability of {missed:.2g}: give more --epochs"
+    assert said in " ".join(printed.split())
+    card = (out / "README.md").read_text()
+    assert "# model, with 4 rows not yet forgotten\n" in card
+    assert said in card
+
+
+def test_few_rows_take_enough_steps_by_default(called: Called, tmp_path: Path) -> None:
+    """Four rows are one step an epoch."""
+    assert called("unlearn", out=tmp_path / "out", **QUICK | {"stop_forget": 0.1})[0] == 0
+    manifest = manifest_of(tmp_path / "out")
+    assert (manifest["settings"]["epochs"], manifest["stopping"]["missed"]) == (200, None)
+    assert 20 < manifest["stopping"]["steps"] < 200
+    assert [Settings(batch=8).passes(rows) for rows in (1, 8, 9, 80, 4000)] == [200, 200, 100, 20, 20]
+
+
 def test_the_papers_name_the_data_and_hold_none_of_it(called: Called, folder: Path, tmp_path: Path) -> None:
     called("unlearn", out=tmp_path / "out", epochs=1, **QUICK)
     manifest = manifest_of(tmp_path / "out")
