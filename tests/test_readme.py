@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import tiny
 import torch
 import typer
 
+import ngdiff
 from experiments.lm import models
 from ngdiff import cli, memory
 from ngdiff.command.settings import BASES
+from ngdiff.rules import _registry
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,6 +42,17 @@ def test_python_example(tmp_path: Path) -> None:
         # Padding is not scored: together the two texts lose what they lose one by one, but for float32's order of summation.
         alone = sum(n * loss([text]) for n, text in zip(count, RETAIN, strict=True)) / sum(count)
         assert torch.isclose(loss(RETAIN), alone, rtol=1e-5)
+
+
+def test_example_of_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the forget gradient where the two point the same way, and NGDiff elsewhere."""
+    (block,) = re.findall(r"^    @ngdiff\.rules\.register.*?\n\n(?=\S)", README, re.DOTALL | re.MULTILINE)
+    monkeypatch.setattr(_registry, "_RULES", dict(_registry._RULES))
+    exec(compile(textwrap.dedent(block), "README.md", "exec"), {"ngdiff": ngdiff})
+    for cross, weight in ((1.0, 0.5), (-1.0, 1.0)):
+        gram = ngdiff.Gram(*(torch.tensor(value, dtype=torch.float64) for value in (4.0, 16.0, cross)))
+        retain, forget = ngdiff.rules.get("cautious")(gram)
+        assert (float(retain), float(forget)) == (0.5, weight * 0.25)
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory':UserWarning")  # as TrainingArguments has it, where there is no GPU
