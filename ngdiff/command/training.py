@@ -143,7 +143,8 @@ def arguments(settings: Settings, rows: int, folder: Path, gpu: bool) -> Any:
 def _missed(stopping: StoppingCriteria) -> float | None:
     if stopping.forget_target is None or stopping.fired is not None:
         return None
-    return stopping.checks[-1][1]
+    _, probability, _ = stopping.checks[-1]
+    return probability if math.isfinite(probability) else None
 
 
 def _check_changed(stopping: StoppingCriteria, steps: int) -> None:
