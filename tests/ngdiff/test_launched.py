@@ -184,7 +184,7 @@ def test_several_processes_take_fewer_steps_and_less_time(
     for size in (1, 2):
         for module in (processes, unlearn):
             monkeypatch.setattr(module, "count", lambda size=size: size)
-        _, output, _ = called("unlearn", out=tmp_path / "out", dry_run=True, stop_forget=0, lr=0.1)
+        _, output, _ = called("unlearn", out=tmp_path / "out", dry_run=True, stop_forget=0, lr=0.1, epochs=20)
         (found,) = re.findall(r"training time .*?([\d.]+) min\n", output)
         seconds.append(float(found))
         looks.append(Settings(epochs=100).steps_between_looks(64))
