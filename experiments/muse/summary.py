@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -71,14 +71,16 @@ def paths(looks: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]])
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     starts = {(row["corpus"], row["seed"]): row["utility"] for row in rows if row["model"] == "target"}
-    for method, colour in zip(dict.fromkeys(row["method"] for row in looks), cycle(COLOURS), strict=False):
+    marks = product(("-", "--", ":"), COLOURS)
+    for method, (style, colour) in zip(dict.fromkeys(row["method"] for row in looks), cycle(marks), strict=False):
         for number, (run, utility) in enumerate(starts.items()):
             seen = [path_point(row) for row in looks if (row["method"], row["corpus"], row["seed"]) == (method, *run)]
             x, y = zip((0.0, utility), *seen, strict=True)
-            axes.plot(x, y, ".-", color=colour, label=method if number == 0 else None, markersize=4, linewidth=1)
+            label = method if number == 0 else None
+            axes.plot(x, y, marker=".", linestyle=style, color=colour, label=label, markersize=4, linewidth=1)
     axes.axvline(CHANCE, color="#666666", linewidth=0.8, linestyle=":")
     axes.set(xlabel="1 - AUC of the attack: 0 is memorised, 0.5 not recognised", ylabel="utility", ylim=(-0.03, 1.03))
-    axes.legend(frameon=False, fontsize=8, loc="center right", bbox_to_anchor=(1.0, 0.7))  # most lines keep to the edges
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     _plain(axes)
     return figure
 
