@@ -53,12 +53,20 @@ def report(manifest: Mapping[str, Any], logs: Sequence[Mapping[str, Any]]) -> st
     return page.render(m=manifest, figures=FIGURES, sets=(FORGET, RETAIN), curves=drawn, entries=list(entries(shown)))
 
 
+def title(manifest: Mapping[str, Any]) -> str:
+    """What the model is now. Where a target was not reached it is not without the rows."""
+    rows, missed = manifest["data"]["forget"]["rows"], manifest["stopping"].get("missed")
+    state = f"without {rows} rows" if missed is None else f"with {rows} rows not yet forgotten"
+    return f"{manifest['model']['name']}, {state}"
+
+
 def ending(stopping: Mapping[str, Any]) -> str:
     """How a run ended, in words."""
     reason = "all steps were taken" if stopping["reason"] == STEPS else stopping["reason"]
     restored = "" if stopping["restored_step"] is None else f", those after step {stopping['restored_step']}"
     missed = stopping.get("missed")
-    short = "" if missed is None else f", and rows to forget still have a probability of {missed:.2g}: give more --epochs"
+    more = "more --epochs" if stopping["reason"] == STEPS else "a larger --retain-budget"
+    short = "" if missed is None else f", and rows to forget still have a probability of {missed:.2g}: give {more}"
     return f"ended after {stopping['steps']} steps: {reason}{restored}{short}"
 
 
@@ -86,7 +94,7 @@ def _template(name: str, finalize: Any) -> Any:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "rate": rate}
-    environment.globals |= {"ending": ending}
+    environment.globals |= {"ending": ending, "title": title}
     return environment.get_template(name)
 
 

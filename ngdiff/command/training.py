@@ -45,7 +45,7 @@ class Trained:
 
     Attributes:
         logs: one record a step.
-        stopping: what ended it, and where all steps were taken and a target was not reached, the forget probability at the end.
+        stopping: what ended it; "missed" is the forget probability of the weights that are left, if a target was not reached.
     """
 
     logs: list[dict[str, float | None]]
@@ -141,9 +141,11 @@ def arguments(settings: Settings, rows: int, folder: Path, gpu: bool) -> Any:
 
 
 def _missed(stopping: StoppingCriteria) -> float | None:
-    if stopping.forget_target is None or stopping.fired is not None:
+    """Forget probability of the weights that are left, where it was to be lower."""
+    if stopping.forget_target is None or stopping.fired == FORGOTTEN:
         return None
-    _, probability, _ = stopping.checks[-1]
+    last = stopping.checks[-1][0] if stopping.restored is None else stopping.restored
+    probability = next(probability for step, probability, _ in stopping.checks if step == last)
     return probability if math.isfinite(probability) else None
 
 

@@ -18,8 +18,6 @@ from ngdiff.processes import alike, is_first
 
 SETTINGS = "settings.json"
 TRAINER, MODEL = "trainer", "model"  # folders in it
-
-
 NAME = LONGEST - len("..unfinished")  # bytes of a name that leave room for what is put around it
 
 

@@ -138,22 +138,23 @@ def test_what_was_done_with_the_rows_is_said(called: Called, tmp_path: Path) -> 
     assert "--forget: 1 further fields are not read: 'id'" in printed
 
 
+def pieces(called: Called, folder: Path, before: Path, length: int | None = None) -> tuple[str, list[str], list[str]]:
+    """What is printed of a long text to forget, and its pieces as two models read them."""
+    (folder / "text.jsonl").write_text(json.dumps({"text": "The home of Ada is in Rome. " * 20}))
+    (folder / "kept.jsonl").write_text(json.dumps({"text": "Oslo"}))
+    rows = {"forget": folder / "text.jsonl", "retain": folder / "kept.jsonl"}
+    status, printed, _ = called("evaluate", before=before, out=folder / "out", new_tokens=2, length=length, **rows)
+    assert status == 0
+    found = json.loads((folder / "out" / "evaluation.json").read_text())["models"]
+    one, other = ([row["prompt"] for row in found[name]["rows"]["forget"]] for name in ("before", "model"))
+    return printed, one, other
+
+
 def test_models_that_hold_texts_of_different_length_read_the_same_pieces(called: Called, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "model", tmp_path / "short")
     config = json.loads((tmp_path / "short" / "config.json").read_text())
     (tmp_path / "short" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32}))
-    (tmp_path / "text.jsonl").write_text(json.dumps({"text": "The home of Ada is in Rome. " * 20}))
-    (tmp_path / "kept.jsonl").write_text(json.dumps({"text": "Oslo"}))
-    options = {
-        "before": tmp_path / "short",
-        "forget": tmp_path / "text.jsonl",
-        "retain": tmp_path / "kept.jsonl",
-        "new_tokens": 2,
-    }
-    status, printed, _ = called("evaluate", out=tmp_path / "out", **options)
-    assert status == 0
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["models"]
-    before, after = ([row["prompt"] for row in found[name]["rows"]["forget"]] for name in ("before", "model"))
+    printed, before, after = pieces(called, tmp_path, tmp_path / "short")
     assert before == after
     assert len(before) > 3
     assert printed.count("forget, row") == 3
@@ -164,19 +165,9 @@ def test_pieces_that_one_model_lacks_are_not_shown(called: Called, folder: Path,
     shutil.copytree(folder / "model", tmp_path / "other")
     words = [row["question"] for row in SETS["holdout"]] * 30
     models.train_tokenizer(words, 300).save_pretrained(tmp_path / "other")
-    (tmp_path / "text.jsonl").write_text(json.dumps({"text": "The home of Ada is in Rome. " * 20}))
-    (tmp_path / "kept.jsonl").write_text(json.dumps({"text": "x"}))
-    options = {
-        "before": tmp_path / "other",
-        "forget": tmp_path / "text.jsonl",
-        "retain": tmp_path / "kept.jsonl",
-        "new_tokens": 2,
-    }
-    status, printed, _ = called("evaluate", out=tmp_path / "out", length=40, **options)
-    assert status == 0
+    printed, before, after = pieces(called, tmp_path, tmp_path / "other", length=40)
     assert "forget, row" not in printed
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["models"]
-    assert len(found["before"]["rows"]["forget"]) > len(found["model"]["rows"]["forget"])
+    assert len(before) > len(after)
 
 
 def test_evaluation_with_16_bit_weights(called: Called, tmp_path: Path) -> None:

@@ -73,9 +73,23 @@ def test_a_target_that_is_not_reached_is_said_everywhere(called: Called, tmp_pat
     assert missed == pytest.approx(manifest_of(out)["after"]["forget"]["probability"], rel=1e-3)  # one by one, and in batches
     said = f"all steps were taken, and rows to forget still have a probability of {missed:.2g}: give more --epochs"
     assert said in " ".join(printed.split())
-    card = (out / "README.md").read_text()
-    assert "# model, with 4 rows not yet forgotten\n" in card
-    assert said in card
+    for paper, heading in (("README.md", "# {}\n"), ("report.html", "<h1>{}</h1>")):
+        text = (out / paper).read_text()
+        assert heading.format("model, with 4 rows not yet forgotten") in text
+        assert said in " ".join(text.split())
+
+
+def test_a_target_that_the_budget_forbids_is_said_too(called: Called, tmp_path: Path) -> None:
+    """With the probability of the weights that came back, which is not that of the last look."""
+    options = {"stop_forget": 0.2, "retain_budget": 0.01, "base": "sgd", "lr": "0.05", "check_every": 1, "epochs": 60}
+    assert called("unlearn", out=tmp_path / "out", batch=2, **QUICK | options)[0] == 0
+    manifest = manifest_of(tmp_path / "out")
+    stopping = manifest["stopping"]
+    assert 0 < stopping["restored_step"] < stopping["steps"]
+    assert stopping["missed"] == pytest.approx(manifest["after"]["forget"]["probability"], rel=1e-3)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "with 4 rows not yet forgotten" in card
+    assert f"rows to forget still have a probability of {stopping['missed']:.2g}: give a larger --retain-budget" in card
 
 
 def test_few_rows_take_enough_steps_by_default(called: Called, tmp_path: Path) -> None:
